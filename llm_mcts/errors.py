@@ -1,0 +1,42 @@
+"""Errors a person can act on: every message says what was found, what was expected and how to mend it, in one line.
+
+The library raises them; only the command line turns them into an exit status (2).
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LLMMCTSError(Exception):
+    """Base of every error this framework raises on purpose."""
+
+
+class ConfigError(LLMMCTSError):
+    """A configuration value or key is not usable."""
+
+
+class DataError(LLMMCTSError):
+    """A data file or record is missing or broken."""
+
+
+class ModelError(LLMMCTSError):
+    """A model folder, tokenizer or checkpoint cannot be used as asked."""
+
+
+class QuestionError(LLMMCTSError):
+    """A question cannot be searched: it is empty, or longer than the model's context."""
+
+
+class CriticError(LLMMCTSError):
+    """A critic broke its contract: wrong number of scores, NaN, or a score outside [0, 1]."""
+
+
+class PolicyError(LLMMCTSError):
+    """A policy broke its contract, for example by proposing no step."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the closest of `known`, else a list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; expected one of {', '.join(known)}"

@@ -1,0 +1,117 @@
+"""The one place where prompts and steps get their written form; policy, critics and trainers all use it.
+
+A state is written as segments: the question in its prompt, then one segment a step (the line and its newline). Each
+segment is tokenised by itself, so the tokens of a state are always a prefix of the tokens of every state after it: that
+is what lets a cache be shared along the tree, and a critic score the very tokens it was trained on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_mcts.errors import ConfigError
+from llm_mcts.tasks.answers import extract_answer
+from llm_mcts.types import State, Step
+
+Style = Literal["plain", "few_shot", "chat"]
+
+SYSTEM = (
+    "Solve the math problem step by step. Write one short step per line. "
+    "End with a last line of the form '#### N' where N is the final number alone."
+)
+
+# Worked examples of the few-shot style, written for this project.
+EXAMPLES = [
+    (
+        "A baker makes 3 trays of 12 rolls and sells 20 of them. How many rolls are left?",
+        "The baker makes 3 * 12 = 36 rolls.\nAfter the sale 36 - 20 = 16 rolls are left.\n#### 16",
+    ),
+    (
+        "Lena reads 15 pages a day for 6 days. Her book has 140 pages. How many pages are left to read?",
+        "In 6 days she reads 15 * 6 = 90 pages.\nThere are 140 - 90 = 50 pages left.\n#### 50",
+    ),
+    (
+        "A shirt costs $24 and a hat costs half as much. How much do 2 shirts and 3 hats cost?",
+        "A hat costs 24 / 2 = 12 dollars.\nTwo shirts cost 2 * 24 = 48 dollars.\n"
+        "Three hats cost 3 * 12 = 36 dollars.\nTogether they cost 48 + 36 = 84 dollars.\n#### 84",
+    ),
+    (
+        "Tom has 5 more marbles than Ann, and Ann has twice as many as Joe. Joe has 7. How many does Tom have?",
+        "Ann has 2 * 7 = 14 marbles.\nTom has 14 + 5 = 19 marbles.\n#### 19",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How questions are put to a model."""
+
+    style: Style = "plain"
+    """plain: `Question: … Answer:` (base and fine-tuned models); few_shot: worked examples in front of it (base models);
+    chat: the tokenizer's chat template (instruction-tuned models)."""
+    shots: int = 4
+    """Worked examples shown in the few_shot and chat styles, 0 to 4."""
+    system: str = SYSTEM
+    """The system message of the chat style."""
+    answer_markers: tuple[str, ...] = ("####", "\\boxed{", "The answer is", "The final answer is")
+    """A line that holds one of these ends the solution."""
+
+    def __post_init__(self) -> None:
+        if self.style not in ("plain", "few_shot", "chat"):
+            raise ConfigError(f"prompt.style is '{self.style}'; expected plain, few_shot or chat")
+        if not 0 <= self.shots <= len(EXAMPLES):
+            raise ConfigError(f"prompt.shots is {self.shots}; expected 0 to {len(EXAMPLES)}")
+
+
+class PromptFormat:
+    """Writes states as text segments and reads steps back."""
+
+    def __init__(self, config: PromptConfig, chat_template: Callable[[list[dict[str, str]]], str] | None = None) -> None:
+        """`chat_template` renders messages up to where the assistant's turn begins; only the chat style needs it."""
+        if config.style == "chat" and chat_template is None:
+            raise ConfigError("prompt.style is 'chat' but the tokenizer has no chat template; use plain or few_shot")
+        self.config = config
+        self._chat_template = chat_template
+
+    def question(self, question: str) -> str:
+        """The text in front of the first step."""
+        examples = EXAMPLES[: self.config.shots]
+        if self.config.style == "chat":
+            assert self._chat_template is not None
+            messages = [{"role": "system", "content": self.config.system}]
+            for asked, solved in examples:
+                messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": solved}]
+            return self._chat_template([*messages, {"role": "user", "content": question}])
+        shown = [f"Question: {asked}\nAnswer:\n{solved}\n\n" for asked, solved in examples]
+        prefix = "".join(shown) if self.config.style == "few_shot" else ""
+        return f"{prefix}Question: {question}\nAnswer:\n"
+
+    @staticmethod
+    def step(text: str) -> str:
+        """A step as it stands in the solution: its line with the newline that ends it."""
+        return f"{text}\n"
+
+    def segments(self, state: State) -> tuple[str, ...]:
+        """The state as text segments: the question's prompt, then one a step."""
+        return (self.question(state.question), *(self.step(s.text) for s in state.steps))
+
+    def states_answer(self, line: str) -> bool:
+        """Whether the line ends the solution."""
+        lowered = line.lower()
+        return any(marker.lower() in lowered for marker in self.config.answer_markers)
+
+    def read_step(self, text: str, logprob: float, num_tokens: int, ended: bool) -> Step:
+        """Make a step of a generated line; `ended` tells that the model ended the text there."""
+        line = text.strip()
+        terminal = ended or self.states_answer(line)
+        return Step(line, logprob, max(num_tokens, 1), terminal, extract_answer(line) if terminal else None)
+
+    def parse_solution(self, text: str) -> tuple[Step, ...]:
+        """A written solution as steps, one a non-empty line, the last one terminal; lines after the answer are dropped."""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        steps: list[Step] = []
+        for i, line in enumerate(lines):
+            steps.append(self.read_step(line, 0.0, 1, ended=i == len(lines) - 1))
+            if steps[-1].terminal:
+                break
+        return tuple(steps)

@@ -1,0 +1,30 @@
+"""What a task is: a data set and the checker of its answers."""
+
+from typing import Protocol, runtime_checkable
+
+from llm_mcts.tasks.answers import extract_answer, same_answer
+from llm_mcts.types import Problem
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A data set with its answer checker."""
+
+    name: str
+
+    def load(self, split: str, limit: int | None = None, seed: int = 0) -> list[Problem]:
+        """Return up to `limit` problems of a split. The seed picks which, where the task draws them."""
+        ...
+
+    def check(self, solution_text: str, gold: str) -> bool:
+        """Whether the solution's final answer equals the gold answer, exactly."""
+        ...
+
+
+class AnswerTask:
+    """A task whose solutions end in one number or short answer."""
+
+    def check(self, solution_text: str, gold: str) -> bool:
+        """Whether the final answer stated in `solution_text` equals `gold`; False where none is stated."""
+        answer = extract_answer(solution_text)
+        return answer is not None and same_answer(answer, gold)
