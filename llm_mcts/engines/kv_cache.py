@@ -1,0 +1,176 @@
+"""The key/value cache shared along the search tree, on plain transformers models.
+
+`PrefixTree` is a radix tree over token ids whose edges hold the keys and values of their tokens, so a prefix is computed
+once, whoever needs it: siblings, roll-outs, later simulations. `SlotCache` is the working memory of a batch: one row a
+sequence, written in place, handed to the model as its `past_key_values`. Rows may have different lengths; a row's tokens
+stand at positions 0, 1, … and a mask by position hides whatever lies beyond.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_mcts.errors import ModelError
+
+
+class _Edge:
+    """A run of tokens with its keys and values, below a parent edge."""
+
+    __slots__ = ("children", "kv", "parent", "tokens", "used")
+
+    def __init__(self, tokens: tuple[int, ...], kv: Tensor, parent: "_Edge | None", used: int) -> None:
+        self.tokens, self.kv, self.parent, self.used = tokens, kv, parent, used  # kv [layers, 2, heads, len, dim]
+        self.children: dict[int, _Edge] = {}
+
+
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+class PrefixTree:
+    """Keys and values by token prefix; the least recently used leaves go when `byte_limit` is passed."""
+
+    def __init__(self, byte_limit: int) -> None:
+        self.byte_limit, self.bytes = byte_limit, 0
+        self._root = _Edge((), torch.empty(0), None, 0)
+        self._clock = itertools.count(1)
+
+    def match(self, tokens: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """The longest stored prefix, as (keys and values, how many of its tokens match) from the root down."""
+        found: list[tuple[Tensor, int]] = []
+        edge, at, now = self._root, 0, next(self._clock)
+        while at < len(tokens) and (child := edge.children.get(tokens[at])) is not None:
+            child.used = now
+            n = shared_length(child.tokens, tokens[at : at + len(child.tokens)])
+            found.append((child.kv, n))
+            at += n
+            if n < len(child.tokens):
+                break
+            edge = child
+        return found
+
+    def insert(self, tokens: Sequence[int], kv: Tensor) -> None:
+        """Store the keys and values [layers, 2, heads, len(tokens), dim] of a whole sequence; known parts are kept."""
+        edge, at, now = self._root, 0, next(self._clock)
+        while at < len(tokens):
+            child = edge.children.get(tokens[at])
+            if child is None:
+                rest = tuple(tokens[at:])
+                edge.children[rest[0]] = new = _Edge(rest, kv[..., at : at + len(rest), :].clone(), edge, now)
+                self.bytes += new.kv.nbytes
+                break
+            child.used = now
+            n = shared_length(child.tokens, tokens[at : at + len(child.tokens)])
+            at += n
+            edge = child if n == len(child.tokens) else self._split(child, n)
+        self._evict()
+
+    def _split(self, edge: _Edge, n: int) -> _Edge:
+        """Cut an edge after `n` tokens; return its upper half."""
+        assert edge.parent is not None
+        upper = _Edge(edge.tokens[:n], edge.kv[..., :n, :].clone(), edge.parent, edge.used)
+        edge.parent.children[upper.tokens[0]] = upper
+        edge.tokens, edge.kv, edge.parent = edge.tokens[n:], edge.kv[..., n:, :].clone(), upper
+        upper.children[edge.tokens[0]] = edge
+        return upper
+
+    def _evict(self) -> None:
+        """Drop least recently used leaves until a tenth of the limit is free again."""
+        if self.bytes <= self.byte_limit:
+            return
+        while self.bytes > 0.9 * self.byte_limit and (leaves := sorted(self._leaves(), key=lambda e: e.used)):
+            for leaf in leaves:
+                if self.bytes <= 0.9 * self.byte_limit:
+                    break
+                assert leaf.parent is not None
+                del leaf.parent.children[leaf.tokens[0]]
+                self.bytes -= leaf.kv.nbytes
+
+    def _leaves(self) -> list[_Edge]:
+        stack, leaves = list(self._root.children.values()), []
+        while stack:
+            edge = stack.pop()
+            if edge.children:
+                stack.extend(edge.children.values())
+            else:
+                leaves.append(edge)
+        return leaves
+
+
+class SlotCache:
+    """Batch memory [layers, 2, rows, heads, length, dim]; quacks like a transformers cache for one forward at a time."""
+
+    is_compileable = False
+
+    def __init__(self, config: Any, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        config = config.get_text_config()
+        if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []):
+            raise ModelError(f"model type '{config.model_type}' mixes attention types; expected full attention in all layers")
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.context = int(config.max_position_embeddings)
+        self.kv = torch.zeros(config.num_hidden_layers, 2, max_rows, heads, 128, dim, dtype=dtype, device=device)
+        self._rows = slice(0, 0)
+        self._positions = torch.empty(0, 0, dtype=torch.long)
+        self._width = 0
+
+    def ensure_length(self, length: int) -> None:
+        """Make room for rows of `length` tokens."""
+        if length > self.kv.shape[4]:
+            grown = max(length, 2 * self.kv.shape[4])
+            bigger = self.kv.new_zeros(*self.kv.shape[:4], grown, self.kv.shape[5])
+            bigger[..., : self.kv.shape[4], :] = self.kv
+            self.kv = bigger
+
+    def load(self, row: int, found: list[tuple[Tensor, int]]) -> int:
+        """Copy a matched prefix into a row; return its length."""
+        at = 0
+        for kv, n in found:
+            self.kv[:, :, row, :, at : at + n] = kv[..., :n, :]
+            at += n
+        return at
+
+    def read(self, row: int, length: int) -> Tensor:
+        """The keys and values [layers, 2, heads, length, dim] of a row."""
+        return self.kv[:, :, row, :, :length]
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one row to another."""
+        self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
+
+    def window(self, rows: slice, starts: Sequence[int], width: int) -> dict[str, Tensor]:
+        """Point the cache at `rows` for a forward of `width` tokens a row, from each row's start position.
+
+        Returns the model's position_ids [B, width] and boolean attention_mask [B, 1, width, keys].
+        """
+        starts_ = torch.tensor(starts, device=self.kv.device)
+        self._rows = rows
+        self._positions = starts_[:, None] + torch.arange(width, device=self.kv.device)
+        self._width = max(starts) + width
+        self.ensure_length(self._width)
+        keys = torch.arange(self._width, device=self.kv.device)
+        return {"position_ids": self._positions, "attention_mask": (keys <= self._positions[..., None])[:, None]}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, heads, width, dim] at the window's positions; return all those rows' [B, heads, :, dim]."""
+        rows = torch.arange(self._rows.start, self._rows.stop, device=self.kv.device)[:, None]
+        memory = self.kv[layer]
+        memory[0][rows, :, self._positions] = keys.transpose(1, 2)
+        memory[1][rows, :, self._positions] = values.transpose(1, 2)
+        return memory[0, self._rows, :, : self._width], memory[1, self._rows, :, : self._width]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Unused by a model that is given position_ids; there for the interface."""
+        return 0
+
+
+def pad_right(rows: Sequence[Sequence[int]], width: int, device: torch.device) -> Tensor:
+    """Token ids [B, width], padded with 0 behind each row (masked by position, so any id would do)."""
+    return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)

@@ -1,0 +1,93 @@
+"""The policy: a language model that proposes reasoning steps and completes solutions."""
+
+from dataclasses import dataclass
+from math import exp, log
+
+from llm_mcts.engines.base import Completion, Engine, Request
+from llm_mcts.errors import ConfigError, QuestionError
+from llm_mcts.prompts import PromptFormat
+from llm_mcts.types import State, Step
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How steps are sampled."""
+
+    temperature: float = 0.8
+    """Sampling temperature of steps and roll-outs, above 0. OVM: 0.7."""
+    max_step_tokens: int = 100
+    """Longest step in tokens, its newline included; a longer one ends the solution without an answer. OVM: 100."""
+    max_solution_tokens: int = 400
+    """Longest roll-out in tokens."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ConfigError(f"policy.temperature is {self.temperature}; expected above 0 (the greedy search needs no change)")
+        if self.max_step_tokens < 1 or self.max_solution_tokens < 1:
+            raise ConfigError(
+                f"policy with max_step_tokens={self.max_step_tokens}, max_solution_tokens={self.max_solution_tokens}; "
+                "expected at least 1"
+            )
+
+
+class LMPolicy:
+    """An engine and a prompt format, as a Policy: a step is a line, a solution ends at its answer line."""
+
+    def __init__(self, engine: Engine, prompt: PromptFormat, config: PolicyConfig | None = None) -> None:
+        self.engine, self.prompt, self.config = engine, prompt, config or PolicyConfig()
+
+    async def propose(self, state: State, n: int, seed: int) -> list[Step]:
+        """Sample `n` next steps; equal texts become one step whose probability is the sum of theirs.
+
+        Distinct tokenisations of one text add up; repeated samples of one tokenisation have one probability between
+        them. Ordered by first appearance.
+
+        Raises:
+            QuestionError: the question is empty, or longer than the model's context.
+        """
+        completions = await self._complete(state, n, seed, self.config.temperature, self.config.max_step_tokens, ("\n",))
+        merged: dict[str, Step] = {}
+        for completion in completions:
+            step = self._step(completion)
+            known = merged.get(step.text)
+            if known is None:
+                merged[step.text] = step
+            elif abs(known.logprob - step.logprob) > 1e-3:
+                total = min(0.0, log(exp(known.logprob) + exp(step.logprob)))
+                merged[step.text] = Step(known.text, total, known.num_tokens, known.terminal, known.answer)
+        return list(merged.values())
+
+    async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
+        """Complete `state` to its end `n` times. Lines after the answer line are dropped.
+
+        Raises:
+            QuestionError: the question is empty, or longer than the model's context.
+        """
+        if state.terminal:
+            return [state] * n
+        temperature = self.config.temperature if temperature is None else temperature
+        completions = await self._complete(state, n, seed, temperature, self.config.max_solution_tokens, ("\nQuestion:",))
+        return [state.then(*self._solution(c)) for c in completions]
+
+    async def _complete(
+        self, state: State, n: int, seed: int, temperature: float, max_tokens: int, stop: tuple[str, ...]
+    ) -> list[Completion]:
+        if not state.question.strip():
+            raise QuestionError("the question is empty; expected some text")
+        prompt = self.prompt.segments(state)
+        return await self.engine.generate(Request(prompt, n, max_tokens, temperature, stop, seed))
+
+    def _step(self, completion: Completion) -> Step:
+        """A generated line as a step; one that was cut off or ended by the model is terminal."""
+        ended = completion.finish_reason != "stop"
+        step = self.prompt.read_step(completion.text, completion.logprob, completion.num_tokens, ended)
+        if completion.finish_reason == "length":
+            return Step(step.text, step.logprob, step.num_tokens, True, None)
+        return step
+
+    def _solution(self, completion: Completion) -> tuple[Step, ...]:
+        """A generated continuation as steps (their log-probabilities are not known one by one and stay 0)."""
+        steps = self.prompt.parse_solution(completion.text) or (Step("", terminal=True),)
+        if completion.finish_reason == "length" and steps[-1].answer is None:
+            steps = (*steps[:-1], Step(steps[-1].text, terminal=True))
+        return steps

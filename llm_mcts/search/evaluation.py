@@ -1,0 +1,91 @@
+"""What a leaf is worth: a critic's value, roll-outs to the end, or a mix of both.
+
+AlphaGo's mix is V = (1 - lambda) v + lambda z. A finished solution is worth what the critic says of it; one that states
+no answer is worth 0 by definition. Where no critic is given, solutions are judged by agreement with the others.
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from llm_mcts.errors import ConfigError, CriticError
+from llm_mcts.seeding import derive_seed
+from llm_mcts.tree import Node, Tree
+from llm_mcts.types import Critic, Policy, State, Trace
+
+
+class Agreement:
+    """Self-consistency as a critic: a solution scores the share of all solutions seen so far that have its answer.
+
+    One instance serves one question. It knows nothing of unfinished solutions.
+    """
+
+    def __init__(self) -> None:
+        self._votes: Counter[str] = Counter()
+
+    async def score(self, states: Sequence[State]) -> list[float]:
+        """Count the answers of `states`, then score each by its answer's share of all counted."""
+        if unfinished := [s for s in states if not s.terminal]:
+            raise ConfigError(
+                f"agreement cannot value an unfinished solution ({len(unfinished[0].steps)} steps); expected a critic, "
+                "or roll-outs alone (rollouts >= 1)"
+            )
+        self._votes.update(s.answer for s in states if s.answer is not None)
+        total = max(1, self._votes.total())
+        return [0.0 if s.answer is None else self._votes[s.answer] / total for s in states]
+
+
+async def critic_scores(critic: Critic, states: Sequence[State]) -> list[float]:
+    """The critic's scores, held to its contract; finished solutions without an answer score 0 and cost nothing.
+
+    Raises:
+        CriticError: wrong number of scores, NaN, or a score outside [0, 1]; the message names the question.
+    """
+    asked = [s for s in states if not (s.terminal and s.answer is None)]
+    scores = list(await critic.score(asked)) if asked else []
+    if len(scores) != len(asked):
+        raise CriticError(f"critic returned {len(scores)} scores for {len(asked)} states of question {asked[0].question!r}")
+    for state, score in zip(asked, scores, strict=True):
+        if math.isnan(score) or not 0.0 <= score <= 1.0:
+            raise CriticError(f"critic returned {score} for question {state.question!r}; expected a number in [0, 1]")
+    left = iter(scores)
+    return [0.0 if s.terminal and s.answer is None else next(left) for s in states]
+
+
+async def evaluate_leaves(
+    tree: Tree, leaves: Sequence[Node], policy: Policy, critic: Critic, rollouts: int, rollout_weight: float, seed: int
+) -> None:
+    """Set each leaf's value to V = (1 - rollout_weight) v + rollout_weight z, z the mean score of its completions.
+
+    All completions run at once and the critic is asked once for everything. The completions are kept in
+    `tree.rollouts`: they were paid for and can vote and train.
+    """
+    completed = rollout_weight > 0
+
+    async def complete(leaf: Node) -> list[State]:
+        if leaf.terminal or not completed:
+            return []
+        leaf_seed = derive_seed(seed, tree.question, leaf.key(), "rollout")
+        return await policy.rollout(tree.state(leaf), rollouts, leaf_seed)
+
+    ends = await asyncio.gather(*(complete(leaf) for leaf in leaves))
+    judged = [leaf for leaf in leaves if leaf.terminal or rollout_weight < 1]
+    states = [tree.state(leaf) for leaf in judged] + [end for group in ends for end in group]
+    scores = await critic_scores(critic, states)
+    own = dict(zip(judged, scores, strict=False))
+    left = iter(scores[len(judged) :])
+    for leaf, group in zip(leaves, ends, strict=True):
+        group_scores = [next(left) for _ in group]
+        tree.rollouts.extend((leaf, end, score) for end, score in zip(group, group_scores, strict=True))
+        if leaf.terminal or not completed:
+            leaf.value = own[leaf]
+        else:
+            z = sum(group_scores) / len(group_scores)
+            leaf.value = (1 - rollout_weight) * own.get(leaf, 0.0) + rollout_weight * z
+
+
+def tree_traces(tree: Tree, scored: bool = True) -> list[Trace]:
+    """Every whole solution in the tree, its evaluated terminal nodes first, then its roll-outs; scores where `scored`."""
+    ends = [Trace(tree.state(n), n.value if scored else None) for n in tree.nodes() if n.terminal and n.visit_count]
+    return ends + [Trace(state, score if scored else None) for _, state, score in tree.rollouts]
