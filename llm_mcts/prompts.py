@@ -5,9 +5,10 @@ segment is tokenised by itself, so the tokens of a state are always a prefix of 
 is what lets a cache be shared along the tree, and a critic score the very tokens it was trained on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate
+from typing import Any, Literal
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.tasks.answers import extract_answer
@@ -115,3 +116,38 @@ class PromptFormat:
             if steps[-1].terminal:
                 break
         return tuple(steps)
+
+
+class Encoder:
+    """Turns segments into token ids, each by itself; the same object serves engines, critics and trainers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[str, list[int]] = {}
+        bos = getattr(tokenizer, "bos_token_id", None)
+        self._bos = [bos] if bos is not None and getattr(tokenizer, "add_bos_token", False) else []
+
+    def __call__(self, segments: Sequence[str]) -> list[int]:
+        """Token ids of all segments in a row, behind the tokenizer's begin-of-text token where it uses one."""
+        ids = [token for segment in segments for token in self._segment(segment)]
+        return ids if ids[:1] == self._bos else [*self._bos, *ids]
+
+    def ends(self, segments: Sequence[str]) -> list[int]:
+        """For each segment, the index of its last token in `self(segments)`."""
+        total = list(accumulate(len(self._segment(segment)) for segment in segments))
+        offset = len(self(segments)) - total[-1]
+        return [n + offset - 1 for n in total]
+
+    def _segment(self, segment: str) -> list[int]:
+        if segment not in self._known:
+            if len(self._known) >= 100_000:
+                self._known.clear()
+            self._known[segment] = self.tokenizer(segment, add_special_tokens=False).input_ids
+        return self._known[segment]
+
+
+def chat_template_of(tokenizer: Any) -> Callable[[list[dict[str, str]]], str] | None:
+    """The tokenizer's chat template as a function of messages, up to the assistant's turn; None where it has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    return lambda messages: tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

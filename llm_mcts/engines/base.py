@@ -7,6 +7,32 @@ from typing import Literal, Protocol, runtime_checkable
 from llm_mcts.errors import ConfigError
 
 
+EMBEDDED = "embedded"
+"""The name of the small built-in model."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Which model to run, and how."""
+
+    model: str = EMBEDDED
+    """`embedded`, a Hugging Face folder, or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on GPUs that have it, float32 on CPUs (bfloat16 without native support is hundreds of times slower)."""
+    device: str = "auto"
+    """auto: the first GPU, else the CPU."""
+    max_batch: int = 64
+    """Sequences decoded at once, at least 1."""
+    cache_mb: int = 1024
+    """Megabytes of keys and values kept for prefixes seen before, at least 0."""
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or self.cache_mb < 0:
+            raise ConfigError(
+                f"engine with max_batch={self.max_batch}, cache_mb={self.cache_mb}; expected max_batch >= 1, cache_mb >= 0"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A prompt to be continued `n` times."""

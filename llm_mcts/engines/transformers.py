@@ -17,40 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from llm_mcts.engines.base import Completion, Request
+from llm_mcts.engines.base import EMBEDDED, Completion, EngineConfig, Request
 from llm_mcts.engines.kv_cache import PrefixTree, SlotCache, pad_right, shared_length
-from llm_mcts.errors import ConfigError, ModelError, QuestionError
+from llm_mcts.errors import ModelError, QuestionError
+from llm_mcts.prompts import Encoder, chat_template_of
 from llm_mcts.types import Usage, meter
-
-EMBEDDED = "embedded"
-"""The name of the small built-in model."""
 
 # A joining prompt waits one turn when another one about to be computed shares this many tokens more than the tree holds.
 _WORTH_WAITING_FOR = 16
 # How often the event loop turns before a batch step, so that searches that just got a reply can send their next request.
 _TURNS = 4
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Which model to run, and how."""
-
-    model: str = EMBEDDED
-    """`embedded`, a Hugging Face folder, or a hub id."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on GPUs that have it, float32 on CPUs (bfloat16 without native support is hundreds of times slower)."""
-    device: str = "auto"
-    """auto: the first GPU, else the CPU."""
-    max_batch: int = 64
-    """Sequences decoded at once, at least 1."""
-    cache_mb: int = 1024
-    """Megabytes of keys and values kept for prefixes seen before, at least 0."""
-
-    def __post_init__(self) -> None:
-        if self.max_batch < 1 or self.cache_mb < 0:
-            raise ConfigError(
-                f"engine with max_batch={self.max_batch}, cache_mb={self.cache_mb}; expected max_batch >= 1, cache_mb >= 0"
-            )
 
 
 def model_folder(model: str) -> str:
@@ -157,7 +133,7 @@ class TransformersEngine:
         self._slots = SlotCache(self.model.config, config.max_batch, self.model.dtype, self._device)
         self._tree = PrefixTree(config.cache_mb * 2**20)
         self._eos = self._eos_ids()
-        self._segments: dict[str, list[int]] = {}
+        self._encode = Encoder(self.tokenizer)
         self._pieces: dict[int, str] = {}
         self._waiting: deque[_Row] = deque()
         self._active: list[_Row] = []
@@ -175,20 +151,7 @@ class TransformersEngine:
     @property
     def chat_template(self) -> Callable[[list[dict[str, str]]], str] | None:
         """Renders chat messages with the tokenizer's template up to the assistant's turn."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            return None
-        return lambda messages: self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    def encode(self, segments: tuple[str, ...]) -> list[int]:
-        """Token ids of a prompt, segment by segment."""
-        return [token for segment in segments for token in self._encode_segment(segment)]
-
-    def _encode_segment(self, segment: str) -> list[int]:
-        if segment not in self._segments:
-            if len(self._segments) > 100_000:
-                self._segments.clear()
-            self._segments[segment] = self.tokenizer(segment, add_special_tokens=False).input_ids
-        return self._segments[segment]
+        return chat_template_of(self.tokenizer)
 
     async def generate(self, request: Request) -> list[Completion]:
         """Continue the prompt `request.n` times.
@@ -196,10 +159,7 @@ class TransformersEngine:
         Raises:
             QuestionError: the prompt and `max_tokens` do not fit the model's context.
         """
-        prompt = self.encode(request.prompt)
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and getattr(self.tokenizer, "add_bos_token", False) and prompt[:1] != [bos]:
-            prompt = [bos, *prompt]
+        prompt = self._encode(request.prompt)
         if len(prompt) + 1 > self._slots.context:
             raise QuestionError(
                 f"prompt of {len(prompt)} tokens; expected fewer than the model's context of {self._slots.context}: shorten the "

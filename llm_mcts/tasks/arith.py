@@ -4,9 +4,9 @@ A problem is a short story whose events are 2 to 5 arithmetic operations. The re
 line and ends in `#### N`, as GSM8K's do. Splits are disjoint by construction: the template and its numbers are hashed,
 and the hash, not the seed, decides whether a problem belongs to train, dev or test.
 
-    easy    2 operations, numbers to 20
-    medium  3 operations, numbers to 60
-    hard    4 or 5 operations, numbers to 99
+    easy    2 operations, numbers to 12, results to 50
+    medium  3 operations, numbers to 20, results to 99
+    hard    4 or 5 operations, numbers to 40, results to 199
 """
 
 import hashlib
@@ -39,9 +39,9 @@ class LevelSpec:
 
 
 LEVELS: dict[str, LevelSpec] = {
-    "easy": LevelSpec((2,), 20, 99),
-    "medium": LevelSpec((3,), 60, 300),
-    "hard": LevelSpec((4, 5), 99, 999),
+    "easy": LevelSpec((2,), 12, 50),
+    "medium": LevelSpec((3,), 20, 99),
+    "hard": LevelSpec((4, 5), 40, 199),
 }
 
 

@@ -1,0 +1,170 @@
+"""The model behind every trained critic: a language model's backbone with an MLP head on each token's hidden state.
+
+A checkpoint is one folder: the backbone (whole, or a LoRA adapter on a named base) as Hugging Face writes it, the head
+in `head.safetensors` beside it, the tokenizer, and `critic.json`, which says what kind of critic it is and in which
+prompt format it was trained, so that it is never asked in another.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llm_mcts.engines.transformers import first_line, load_tokenizer, model_folder
+from llm_mcts.errors import ConfigError, ModelError
+from llm_mcts.prompts import PromptConfig, PromptFormat, chat_template_of
+
+Kind = Literal["value", "prm", "orm"]
+KINDS: tuple[Kind, ...] = ("value", "prm", "orm")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The MLP on top of the backbone."""
+
+    width: int = 128
+    """Hidden units, at least 1."""
+    dropout: float = 0.0
+    """Dropout in front of the output, in [0, 1). OVM: 0.2."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError(f"head with width={self.width}, dropout={self.dropout}; expected width >= 1, dropout in [0, 1)")
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Low-rank adaptation of all linear layers (PEFT)."""
+
+    rank: int = 16
+    """Rank of the update; 0 trains the whole model."""
+    alpha: int = 32
+    """Scale of the update is alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input."""
+
+    def peft_config(self, task_type: str) -> Any:
+        """The PEFT configuration for `task_type` (CAUSAL_LM or FEATURE_EXTRACTION)."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules="all-linear", task_type=task_type
+        )
+
+
+class CriticModel(nn.Module):
+    """Backbone and head: token ids to one logit a token; the score is its sigmoid."""
+
+    def __init__(self, kind: Kind, base: str, backbone: Any, tokenizer: Any, head: HeadConfig, prompt: PromptConfig) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ConfigError(f"critic kind is '{kind}'; expected one of {', '.join(KINDS)}")
+        self.kind: Kind = kind
+        self.base, self.backbone, self.tokenizer = base, backbone, tokenizer
+        self.head_config, self.prompt_config = head, prompt
+        hidden = backbone.config.get_text_config().hidden_size
+        self.head = nn.Sequential(
+            nn.Linear(hidden, head.width), nn.ReLU(), nn.Dropout(head.dropout), nn.Linear(head.width, 1)
+        )
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration."""
+        return self.backbone.config
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The format it was trained in."""
+        return PromptFormat(self.prompt_config, chat_template_of(self.tokenizer))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits [B, T] of token ids [B, T]."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        return self.logits(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [...] of hidden states [..., hidden]."""
+        return self.head(hidden.to(self.head[0].weight.dtype)).squeeze(-1)
+
+    @classmethod
+    def create(
+        cls,
+        kind: Kind,
+        base: str,
+        head: HeadConfig | None = None,
+        prompt: PromptConfig | None = None,
+        lora: LoraSpec | None = None,
+        seed: int = 0,
+    ) -> "CriticModel":
+        """A new critic on the backbone of model `base`, its head random by `seed`; with `lora` the backbone is adapted."""
+        tokenizer, backbone = load_tokenizer(base), _load_backbone(base)
+        if lora and lora.rank > 0:
+            from peft import get_peft_model
+
+            backbone = get_peft_model(backbone, lora.peft_config("FEATURE_EXTRACTION"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(kind, base, backbone, tokenizer, head or HeadConfig(), prompt or PromptConfig())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the checkpoint folder."""
+        folder = Path(folder)
+        self.backbone.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        save_file({name: p.contiguous() for name, p in self.head.state_dict().items()}, folder / "head.safetensors")
+        about = {
+            "kind": self.kind,
+            "base": self.base,
+            "head": asdict(self.head_config),
+            "prompt": asdict(self.prompt_config),
+        }
+        (folder / "critic.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, kind: Kind | None = None, trainable: bool = False) -> "CriticModel":
+        """Load a checkpoint folder in evaluation mode.
+
+        Args:
+            folder: what `save_pretrained` wrote.
+            kind: refuse a critic of another kind.
+            trainable: leave a LoRA adapter trainable.
+
+        Raises:
+            ModelError: a file is missing, the kind is another, or head and backbone do not fit.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "critic.json").read_text())
+            weights = load_file(folder / "head.safetensors")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder} is no critic checkpoint ({first_line(error)}); expected critic.json and head.safetensors") from error
+        if kind is not None and about["kind"] != kind:
+            raise ModelError(f"{folder} holds a critic of kind '{about['kind']}'; expected '{kind}'")
+        prompt = PromptConfig(**{**about["prompt"], "answer_markers": tuple(about["prompt"]["answer_markers"])})
+        backbone = _load_backbone(str(folder), trainable)
+        model = cls(about["kind"], about["base"], backbone, load_tokenizer(str(folder)), HeadConfig(**about["head"]), prompt)
+        try:
+            model.head.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelError(f"the head in {folder} does not fit its backbone: {first_line(error)}") from error
+        return model.eval()
+
+
+def _load_backbone(base: str, trainable: bool = False) -> Any:
+    """The transformer of a model folder without its language-model head, in float32; with its adapter where it has one."""
+    from transformers import AutoModel
+
+    folder = model_folder(base)
+    try:
+        if (Path(folder) / "adapter_config.json").exists():
+            from peft import PeftConfig, PeftModel
+
+            inner = _load_backbone(str(PeftConfig.from_pretrained(folder).base_model_name_or_path))
+            return PeftModel.from_pretrained(inner, folder, is_trainable=trainable)
+        return AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the backbone of '{base}': {first_line(error)}") from error

@@ -1,0 +1,75 @@
+"""From YAML, dicts and overrides to frozen dataclasses; the dataclasses' own checks do the rest.
+
+Types and help come from jsonargparse; what it cannot say is added here: which key was probably meant.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from llm_mcts.errors import ConfigError, suggest
+
+C = TypeVar("C")
+
+
+def load_config(cls: type[C], source: str | Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None) -> C:
+    """Build the dataclass `cls` from a YAML file or a mapping; `overrides` maps dotted names to values.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type, or a value the dataclass refuses.
+    """
+    data = _read(source) if isinstance(source, str | Path) else dict(source or {})
+    for dotted, value in (overrides or {}).items():
+        _put(data, dotted, value)
+    check_keys(cls, data)
+    return _build(cls, data)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}; expected a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds a {type(data).__name__}; expected keys and values")
+    return data
+
+
+def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for name in parents:
+        data = data.setdefault(name, {})
+    data[last] = value
+
+
+def check_keys(cls: type[Any], data: Mapping[str, Any], where: str = "") -> None:
+    """Refuse keys that no field of `cls` bears, at any depth, and say which was probably meant."""
+    names, hints = [f.name for f in dataclasses.fields(cls)], get_type_hints(cls)
+    for key, value in data.items():
+        if key not in names:
+            raise ConfigError(f"unknown configuration key '{where}{key}'{suggest(str(key), names)}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            check_keys(hints[key], value, f"{where}{key}.")  # type: ignore[arg-type]
+
+
+def _build(cls: type[C], data: Mapping[str, Any]) -> C:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls)
+    try:
+        return cls(**vars(parser.instantiate_classes(parser.parse_object(dict(data)))))
+    except ArgumentError as error:
+        cause: BaseException | None = error
+        while cause is not None:  # a dataclass's own check comes wrapped
+            if isinstance(cause, ConfigError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise ConfigError(" ".join(str(error).split())) from error

@@ -1,0 +1,172 @@
+"""Solver: a policy, its critics and a search behind one call. The only place that joins all parts.
+
+    from llm_mcts import Solver
+    print(Solver().solve("Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. How many shells does Mia have now?").answer)
+"""
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llm_mcts.config import load_config
+from llm_mcts.engines.base import EMBEDDED, Engine, EngineConfig
+from llm_mcts.errors import ConfigError, LLMMCTSError, QuestionError, suggest
+from llm_mcts.policy import LMPolicy, PolicyConfig
+from llm_mcts.prompts import PromptConfig, PromptFormat
+from llm_mcts.search import SEARCHES
+from llm_mcts.types import Critic, SearchResult, metered
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CriticsConfig:
+    """Checkpoints of trained critics, and how they are combined."""
+
+    value: str | None = None
+    """Folder of a value model."""
+    prm: str | None = None
+    """Folder of a process reward model."""
+    orm: str | None = None
+    """Folder of an outcome reward model."""
+    value_weight: float = 1.0
+    """Weight of the value model on unfinished solutions, at least 0. AlphaLLM: 1."""
+    prm_weight: float = 1.0
+    """Weight of the PRM on unfinished solutions, at least 0. AlphaLLM: 1."""
+    prm_aggregate: str = "last"
+    """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """Everything a solver is made of."""
+
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    critics: CriticsConfig = field(default_factory=CriticsConfig)
+    search: dict[str, Any] = field(default_factory=lambda: {"name": "mcts"})
+    """name: greedy, self_consistency, best_of_n or mcts; the other keys are that search's own settings."""
+    seed: int = 0
+    """Same seed, same answers."""
+
+    def __post_init__(self) -> None:
+        build_search(self.search)
+
+
+def build_search(search: Mapping[str, Any]) -> tuple[str, Any]:
+    """The name and checked configuration of a search given as {"name": …, setting: value, …}.
+
+    Raises:
+        ConfigError: no such search or setting, or a value it refuses.
+    """
+    settings = dict(search)
+    name = settings.pop("name", "mcts")
+    if name not in SEARCHES:
+        raise ConfigError(f"no search '{name}'{suggest(str(name), SEARCHES)}")
+    try:
+        return name, load_config(SEARCHES[name][1], settings)
+    except ConfigError as error:
+        raise ConfigError(f"search {name}: {error}") from error
+
+
+def load_critics(config: CriticsConfig) -> Critic | None:
+    """The configured critics as one, or None where none is configured."""
+    if not (config.value or config.prm or config.orm):
+        return None
+    from critics import CriticModel, CriticWeights, ModelCritic, WeightedCritic
+    from llm_mcts.engines.transformers import resolve_device
+
+    def load(folder: str | None, kind: Any, aggregate: str = "last") -> ModelCritic | None:
+        if folder is None:
+            return None
+        return ModelCritic(CriticModel.from_pretrained(folder, kind).to(resolve_device("auto")), aggregate)
+
+    weights = CriticWeights(config.value_weight, config.prm_weight)
+    prm = load(config.prm, "prm", config.prm_aggregate)
+    return WeightedCritic(load(config.value, "value"), prm, load(config.orm, "orm"), weights)
+
+
+class Solver:
+    """Answers questions by search. Cheap to keep, expensive to make: it holds the models."""
+
+    def __init__(self, config: SolverConfig | None = None, engine: Engine | None = None, critic: Critic | None = None) -> None:
+        """Load what `config` names; `engine` and `critic` take the place of what it would load.
+
+        Raises:
+            ConfigError, ModelError: something named in the configuration cannot be used.
+        """
+        self.config = config = config or SolverConfig()
+        if engine is None:
+            from llm_mcts.engines.transformers import TransformersEngine
+
+            engine = TransformersEngine(config.engine)
+        self.engine = engine
+        self.policy = LMPolicy(engine, PromptFormat(config.prompt, engine.chat_template), config.policy)
+        self.critic = critic if critic is not None else load_critics(config.critics)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def from_config(cls, source: str | Path | Mapping[str, Any] | None = None, **overrides: Any) -> "Solver":
+        """A solver from a YAML file or a mapping with SolverConfig's fields; `overrides` replace top-level fields."""
+        return cls(load_config(SolverConfig, source, overrides))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        policy: str = EMBEDDED,
+        value: str | None = None,
+        prm: str | None = None,
+        orm: str | None = None,
+        search: str | Mapping[str, Any] = "mcts",
+        **overrides: Any,
+    ) -> "Solver":
+        """A solver from model folders or hub ids; `search` is a name, or a mapping with its settings."""
+        source = {
+            "engine": {"model": policy},
+            "critics": {"value": value, "prm": prm, "orm": orm},
+            "search": {"name": search} if isinstance(search, str) else dict(search),
+        }
+        return cls(load_config(SolverConfig, source, overrides))
+
+    def solve(self, question: str, search: Mapping[str, Any] | None = None) -> SearchResult:
+        """Search for the answer to one question; `search` replaces the configured one.
+
+        Raises:
+            QuestionError: the question is empty or too long.
+        """
+        return self._run(self.asolve(question, search))
+
+    def solve_batch(self, questions: Sequence[str], search: Mapping[str, Any] | None = None) -> list[SearchResult | LLMMCTSError]:
+        """Solve many questions at once, in order; a question that fails yields its error in its place."""
+
+        async def one(question: str) -> SearchResult | LLMMCTSError:
+            try:
+                return await self.asolve(question, search)
+            except ConfigError:
+                raise
+            except LLMMCTSError as error:
+                return error
+
+        async def every() -> list[SearchResult | LLMMCTSError]:
+            return list(await asyncio.gather(*map(one, questions)))
+
+        return self._run(every())
+
+    async def asolve(self, question: str, search: Mapping[str, Any] | None = None) -> SearchResult:
+        """`solve` for callers with an event loop of their own."""
+        if not question.strip():
+            raise QuestionError("the question is empty; expected some text")
+        name, config = build_search(self.config.search if search is None else search)
+        with metered() as usage:
+            result = await SEARCHES[name][0](question, self.policy, self.critic, config, self.config.seed)
+        result.usage = usage
+        return result
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the solver's own event loop, so that models are always awaited on the same one."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(work)

@@ -1,0 +1,195 @@
+"""The run directory: the only file that knows its names and formats.
+
+    RUN/config.yaml  manifest.json
+    RUN/round_000/trees.jsonl.gz  rows/TRAINER.jsonl  checkpoints/NAME/  eval/METHOD.jsonl  metrics.jsonl
+    RUN/report.json  report.md
+
+Whatever is written is written whole (beside, flushed, renamed) or appended a record at a time to a `.part` file; a torn
+last line of a `.part` file is dropped on reading. A stage is done when its final file is there, so a run goes on after a
+kill wherever it was.
+"""
+
+import gzip
+import json
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_mcts.errors import ConfigError, DataError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: to a neighbour, flushed to disk, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".tmp")
+    with scratch.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+class Journal:
+    """A JSON-lines file that grows a record at a time in `PATH.part` and is renamed to PATH when complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._part = path.with_name(path.name + ".part")
+
+    @property
+    def complete(self) -> bool:
+        """Whether `finish` was called."""
+        return self.path.exists()
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records so far, complete or not."""
+        if self.complete:
+            raw = self.path.read_bytes()
+            text = gzip.decompress(raw) if self.path.suffix == ".gz" else raw
+            return [json.loads(line) for line in text.splitlines()]
+        return list(self._partial()) if self._part.exists() else []
+
+    def _partial(self) -> Iterator[dict[str, Any]]:
+        for line in self._part.read_bytes().split(b"\n")[:-1]:
+            yield json.loads(line)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record and flush it to disk."""
+        if not self._part.exists():
+            self._part.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            self._drop_torn_line()
+        with self._part.open("ab") as file:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _drop_torn_line(self) -> None:
+        with self._part.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size == 0:
+                return
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+    def finish(self, order: list[str] | None = None) -> None:
+        """Complete the file; `order` sorts the records by their "id", so that it does not tell who came first."""
+        records = self.read()
+        if order is not None:
+            place = {id_: i for i, id_ in enumerate(order)}
+            records.sort(key=lambda r: place[r["id"]])
+        data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
+        write_atomically(self.path, gzip.compress(data, mtime=0) if self.path.suffix == ".gz" else data)
+        self._part.unlink(missing_ok=True)
+
+
+class RoundDirectory:
+    """The files of one round."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def trees(self) -> Journal:
+        """The searched trees, one a training question: {"id", "tree", "record"}."""
+        return Journal(self.path / "trees.jsonl.gz")
+
+    def rows(self, trainer: str) -> Journal:
+        """The rows of one trainer."""
+        return Journal(self.path / "rows" / f"{trainer}.jsonl")
+
+    def checkpoint(self, name: str) -> Path:
+        """The folder of one trained model."""
+        return self.path / "checkpoints" / name
+
+    def evaluation(self, method: str) -> Journal:
+        """The records of one method on the held-out questions."""
+        return Journal(self.path / "eval" / f"{method}.jsonl")
+
+    def metric(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage noted down, or None."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+        found = [row for row in map(json.loads, lines) if row["stage"] == stage]
+        return found[-1] if found else None
+
+    def note(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        """Mark a stage finished, with its numbers."""
+        file = self.path / "metrics.jsonl"
+        before = file.read_bytes() if file.exists() else b""
+        write_atomically(file, before + json.dumps({"stage": stage, **metrics}).encode() + b"\n")
+
+
+class RunDirectory:
+    """A self-improvement run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str | Path, config: Mapping[str, Any], resume: bool) -> "RunDirectory":
+        """Start a run, or go on with one of the same configuration.
+
+        Raises:
+            ConfigError: the folder holds a run and `resume` is off, or its configuration differs; the keys are named.
+        """
+        run = cls(Path(path))
+        if run.config_file.exists():
+            if not resume:
+                raise ConfigError(f"{run.path} holds a run already; add --resume to go on with it, or choose another --out")
+            try:
+                before = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise DataError(f"{run.config_file} is broken ({' '.join(str(error).split())}); restore it or start anew") from error
+            if changed := _differences(before, config):
+                raise ConfigError(
+                    f"{run.path} was started with another configuration: {', '.join(changed)}; use the same values, or another --out"
+                )
+            return run
+        if run.path.exists() and any(run.path.iterdir()):
+            raise ConfigError(f"{run.path} is not empty and holds no run; choose another --out")
+        write_atomically(run.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration the run was started with."""
+        return self.path / "config.yaml"
+
+    def round(self, number: int) -> RoundDirectory:
+        """Round 0 is the start; rounds 1, 2, … train."""
+        return RoundDirectory(self.path / f"round_{number:03d}")
+
+    def write_manifest(self, facts: Mapping[str, Any]) -> None:
+        """What the run was made with: versions, seeds, hashes."""
+        write_atomically(self.path / "manifest.json", json.dumps(facts, indent=2).encode() + b"\n")
+
+    def write_report(self, report: Mapping[str, Any], markdown: str) -> None:
+        """The run's summary for machines and people."""
+        write_atomically(self.path / "report.json", json.dumps(report, indent=2).encode() + b"\n")
+        write_atomically(self.path / "report.md", markdown.encode())
+
+
+def _differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Dotted names of what differs between two configurations."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return [d for k in sorted({*a, *b}) for d in _differences(a.get(k), b.get(k), f"{where}.{k}" if where else k)]
+    same = list(a) == list(b) if isinstance(a, list | tuple) and isinstance(b, list | tuple) else a == b
+    return [] if same else [f"{where} (was {a!r}, now {b!r})"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    found = {}
+    for name in ("llm-mcts", "torch", "transformers", "accelerate", "peft", "datasets"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,1 @@
+"""Trainers of policies and critics, and the self-improvement loop."""
