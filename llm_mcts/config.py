@@ -45,7 +45,10 @@ def _read(path: str | Path) -> dict[str, Any]:
 def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for name in parents:
-        data = data.setdefault(name, {})
+        inner = data.get(name)
+        # A name given alone ("search: mcts") becomes a mapping as soon as one of its settings is set.
+        data[name] = dict(inner) if isinstance(inner, Mapping) else {} if inner is None else {"name": inner}
+        data = data[name]
     data[last] = value
 
 
@@ -73,3 +76,14 @@ def _build(cls: type[C], data: Mapping[str, Any]) -> C:
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
         raise ConfigError(" ".join(str(error).split())) from error
+
+
+def settings_help(cls: type[Any]) -> str:
+    """Every setting of `cls` with its type, default and meaning, one `--KEY` each."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(add_help=False, usage="")
+    parser.add_class_arguments(cls)
+    text = parser.format_help()
+    return text[text.index("\n") :].strip("\n")

@@ -1,15 +1,22 @@
 """Accuracy, honestly: with intervals, beside what it cost, several methods on the same questions."""
 
+import asyncio
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from llm_mcts.errors import DataError
-from llm_mcts.runner import Record
-from llm_mcts.types import Usage
+from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.progress import Reporter
+from llm_mcts.runner import Record, run_questions
+from llm_mcts.solver import Solver, SolverConfig, build_search
+from llm_mcts.store import Journal, write_atomically
+from llm_mcts.tasks import TaskConfig
+from llm_mcts.types import SearchResult, Usage
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -137,3 +144,93 @@ def to_markdown(scores: Sequence[Score]) -> str:
             f"{s.usage.seconds / n:.2f} | {s.failed} |"
         )
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Which searches to compare, with which models, on which questions."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    """Policy and critics; every method runs on them."""
+    methods: dict[str, Any] = field(
+        default_factory=lambda: {"greedy": "greedy", "self_consistency": "self_consistency", "mcts": "mcts"}
+    )
+    """A label for each search with its settings."""
+    split: str = "test"
+    """Split of the task."""
+    num_questions: int = 200
+    """How many of its questions, at least 1."""
+    concurrency: int = 64
+    """Questions searched at once, at least 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_questions", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not self.methods:
+            raise ConfigError("methods is empty; expected a label for each search, such as greedy: greedy")
+        for search in self.methods.values():
+            build_search(search)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Several methods on the same questions."""
+
+    records: dict[str, list[Record]]
+
+    @property
+    def scores(self) -> list[Score]:
+        """One row a method."""
+        return [Score.of(label, records) for label, records in self.records.items()]
+
+    @property
+    def differences(self) -> dict[str, PairedDifference]:
+        """Each method against the first, on the same questions."""
+        (first, base), *others = self.records.items()
+        return {f"{label} against {first}": paired_difference(base, records) for label, records in others}
+
+    @property
+    def markdown(self) -> str:
+        """The table and the paired differences."""
+        lines = [f"- {name}: {difference}" for name, difference in self.differences.items()]
+        paired = "\nPaired on the same questions, 95 % intervals:\n\n" + "\n".join(lines) + "\n" if lines else ""
+        return to_markdown(self.scores) + paired
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready report."""
+        differences = {name: {**asdict(d), "difference": d.difference} for name, d in self.differences.items()}
+        return {"scores": [score.to_dict() for score in self.scores], "differences": differences}
+
+
+def evaluate_methods(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
+    """Run every method on the same questions.
+
+    Raises:
+        DataError: a question has no known answer.
+    """
+    task = config.task.build()
+    problems = task.load(config.split, config.num_questions)
+    unlabelled = [p.id for p in problems if p.gold is None]
+    if unlabelled:
+        raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
+    solver = Solver(config.solver)
+    records = {}
+    for label, search in config.methods.items():
+
+        async def solve(question: str, search: Any = search) -> SearchResult:
+            return await solver.asolve(question, search)
+
+        with reporter.stage(label, len(problems)) as meter:
+            records[label] = asyncio.run(run_questions(problems, solve, task.check, config.concurrency, progress=meter))
+    return Evaluation(records)
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write report.md, report.json, report.csv and each method's records as JSON lines."""
+    write_atomically(folder / "report.md", evaluation.markdown.encode())
+    write_atomically(folder / "report.json", json.dumps(evaluation.to_dict(), indent=2).encode() + b"\n")
+    write_atomically(folder / "report.csv", to_csv(evaluation.scores).encode())
+    for label, records in evaluation.records.items():
+        Journal(folder / f"{label}.jsonl").write([record.to_dict() for record in records])

@@ -47,8 +47,8 @@ class SolverConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critics: CriticsConfig = field(default_factory=CriticsConfig)
-    search: dict[str, Any] = field(default_factory=lambda: {"name": "mcts"})
-    """name: greedy, self_consistency, best_of_n or mcts; the other keys are that search's own settings."""
+    search: str | dict[str, Any] = "mcts"
+    """greedy, self_consistency, best_of_n or mcts; or a mapping with that `name` and the search's own settings."""
     seed: int = 0
     """Same seed, same answers."""
 
@@ -56,13 +56,13 @@ class SolverConfig:
         build_search(self.search)
 
 
-def build_search(search: Mapping[str, Any]) -> tuple[str, Any]:
-    """The name and checked configuration of a search given as {"name": …, setting: value, …}.
+def build_search(search: str | Mapping[str, Any]) -> tuple[str, Any]:
+    """The name and checked configuration of a search given by name or as {"name": …, setting: value, …}.
 
     Raises:
         ConfigError: no such search or setting, or a value it refuses.
     """
-    settings = dict(search)
+    settings = {"name": search} if isinstance(search, str) else dict(search)
     name = settings.pop("name", "mcts")
     if name not in SEARCHES:
         raise ConfigError(f"no search '{name}'{suggest(str(name), SEARCHES)}")
@@ -127,11 +127,11 @@ class Solver:
         source = {
             "engine": {"model": policy},
             "critics": {"value": value, "prm": prm, "orm": orm},
-            "search": {"name": search} if isinstance(search, str) else dict(search),
+            "search": search if isinstance(search, str) else dict(search),
         }
         return cls(load_config(SolverConfig, source, overrides))
 
-    def solve(self, question: str, search: Mapping[str, Any] | None = None) -> SearchResult:
+    def solve(self, question: str, search: str | Mapping[str, Any] | None = None) -> SearchResult:
         """Search for the answer to one question; `search` replaces the configured one.
 
         Raises:
@@ -139,7 +139,7 @@ class Solver:
         """
         return self._run(self.asolve(question, search))
 
-    def solve_batch(self, questions: Sequence[str], search: Mapping[str, Any] | None = None) -> list[SearchResult | LLMMCTSError]:
+    def solve_batch(self, questions: Sequence[str], search: str | Mapping[str, Any] | None = None) -> list[SearchResult | LLMMCTSError]:
         """Solve many questions at once, in order; a question that fails yields its error in its place."""
 
         async def one(question: str) -> SearchResult | LLMMCTSError:
@@ -155,13 +155,13 @@ class Solver:
 
         return self._run(every())
 
-    async def asolve(self, question: str, search: Mapping[str, Any] | None = None) -> SearchResult:
-        """`solve` for callers with an event loop of their own."""
+    async def asolve(self, question: str, search: str | Mapping[str, Any] | None = None, seed: int | None = None) -> SearchResult:
+        """`solve` for callers with an event loop of their own; `seed` replaces the configured one."""
         if not question.strip():
             raise QuestionError("the question is empty; expected some text")
         name, config = build_search(self.config.search if search is None else search)
         with metered() as usage:
-            result = await SEARCHES[name][0](question, self.policy, self.critic, config, self.config.seed)
+            result = await SEARCHES[name][0](question, self.policy, self.critic, config, self.config.seed if seed is None else seed)
         result.usage = usage
         return result
 

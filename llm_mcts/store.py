@@ -12,7 +12,7 @@ kill wherever it was.
 import gzip
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,10 @@ class Journal:
         if order is not None:
             place = {id_: i for i, id_ in enumerate(order)}
             records.sort(key=lambda r: place[r["id"]])
+        self.write(records)
+
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write the complete file at once."""
         data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
         write_atomically(self.path, gzip.compress(data, mtime=0) if self.path.suffix == ".gz" else data)
         self._part.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""The command line: parse and call, nothing else.
+
+    llm-mcts solve "QUESTION"             answer one question
+    llm-mcts evaluate                     accuracy of several searches side by side
+    llm-mcts self-improve --out RUN       search, train, gate, round after round
+    llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm) on rows from a file
+
+Every command takes --config FILE.yaml and settings as --KEY VALUE, with dotted keys for nested ones
+(--search.num_simulations 64); `llm-mcts COMMAND --help` lists them. --json prints JSON for machines.
+Errors that a person can mend end in one line and exit status 2.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from llm_mcts.config import load_config, settings_help
+from llm_mcts.errors import ConfigError, LLMMCTSError, suggest
+
+C = TypeVar("C")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, or 2 after an error that the user can mend."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    command, rest = argv[0], argv[1:]
+    _quiet_libraries("--verbose" in rest)
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(f"no command '{command}'{suggest(command, COMMANDS)}")
+        COMMANDS[command]([word for word in rest if word != "--verbose"])
+    except LLMMCTSError as error:
+        print(f"llm-mcts: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("llm-mcts: interrupted; a self-improve run goes on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def solve(argv: list[str]) -> None:
+    """Answer one question."""
+    from llm_mcts.solver import Solver, SolverConfig
+
+    parser = _parser("solve", 'llm-mcts solve "Mia has 3 boxes with 4 shells each. How many shells does Mia have now?"')
+    parser.add_argument("question", help="the question, as one argument")
+    args, config = _parse(parser, SolverConfig, argv)
+    result = Solver(config).solve(args.question)
+    if args.json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False))
+        return
+    usage = result.usage
+    print("\n".join(result.steps))
+    print(f"answer: {result.answer if result.answer is not None else 'none found'} (confidence {result.confidence:.2f})")
+    print(f"cost: {usage.generated_tokens} tokens sampled in {usage.lm_calls} calls, {usage.critic_calls} critic calls, {usage.seconds:.1f} s")
+
+
+def evaluate(argv: list[str]) -> None:
+    """Accuracy of several searches on the same questions."""
+    from llm_mcts.evaluate import EvaluateConfig, evaluate_methods, write_evaluation
+    from llm_mcts.progress import Reporter
+
+    parser = _parser("evaluate", "llm-mcts evaluate --config configs/evaluate/arith.yaml --num_questions 100")
+    parser.add_argument("--out", type=Path, help="folder for report.md, report.json, report.csv and the records")
+    args, config = _parse(parser, EvaluateConfig, argv)
+    report = evaluate_methods(config, Reporter(quiet=args.json))
+    if args.out:
+        write_evaluation(report, args.out)
+    print(json.dumps(report.to_dict()) if args.json else report.markdown)
+
+
+def improve(argv: list[str]) -> None:
+    """Self-improvement rounds."""
+    from llm_mcts.progress import Reporter
+    from trainers.self_improve import SelfImproveConfig, self_improve
+
+    parser = _parser("self-improve", "llm-mcts self-improve --config configs/quickstart.yaml --out runs/first")
+    parser.add_argument("--out", type=Path, required=True, help="the run directory")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    args, config = _parse(parser, SelfImproveConfig, argv)
+    report = self_improve(config, args.out, args.resume, Reporter(quiet=args.json))
+    print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
+
+
+def train(argv: list[str]) -> None:
+    """One trainer on rows from a file."""
+    from trainers.train import TRAINERS, TrainJob, train_from_file
+
+    parser = _parser("train", "llm-mcts train orm runs/first/round_001/rows/orm.jsonl --out models/orm")
+    parser.add_argument("kind", choices=TRAINERS, help="what to train")
+    parser.add_argument("rows", type=Path, help="JSON lines as in RUN/round_001/rows")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    args, job = _parse(parser, TrainJob, argv)
+    metrics = train_from_file(args.kind, args.rows, args.out, job)
+    print(json.dumps(metrics) if args.json else f"{args.kind}: {metrics['rows']} rows, loss {metrics['loss']:.4f}, saved to {args.out}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "solve": solve,
+    "evaluate": evaluate,
+    "self-improve": improve,
+    "train": train,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours."""
+
+    def error(self, message: str) -> Any:
+        """Raise instead of exiting."""
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def _parser(command: str, example: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        f"llm-mcts {command}",
+        description=COMMANDS[command].__doc__,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this help")
+    parser.add_argument("--config", type=Path, help="YAML file with settings")
+    parser.add_argument("--json", action="store_true", help="print JSON for machines, and no progress")
+    parser.add_argument("--verbose", action="store_true", help="show the libraries' warnings")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, cls: type[C], argv: list[str]) -> tuple[argparse.Namespace, C]:
+    """The command's own arguments, and the settings from --config and --KEY VALUE pairs."""
+    if "-h" in argv or "--help" in argv:
+        print(f"{parser.format_help()}\nsettings:\n{settings_help(cls)}")
+        raise SystemExit(0)
+    args, rest = parser.parse_known_args(argv)
+    overrides: dict[str, Any] = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected argument '{word}'; expected --KEY VALUE (put a question in quotes)")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise ConfigError(f"setting --{key} has no value; expected --{key} VALUE")
+            value = following
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"value of --{key} is not readable: {value!r}; quote it") from error
+    return args, load_config(cls, args.config, overrides)
+
+
+def _quiet_libraries(verbose: bool) -> None:
+    """Keep the libraries' progress bars and advice off the screen unless asked for."""
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO if verbose else logging.ERROR)
+    if not verbose:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
