@@ -67,9 +67,7 @@ class CriticModel(nn.Module):
         self.base, self.backbone, self.tokenizer = base, backbone, tokenizer
         self.head_config, self.prompt_config = head, prompt
         hidden = backbone.config.get_text_config().hidden_size
-        self.head = nn.Sequential(
-            nn.Linear(hidden, head.width), nn.ReLU(), nn.Dropout(head.dropout), nn.Linear(head.width, 1)
-        )
+        self.head = nn.Sequential(nn.Linear(hidden, head.width), nn.ReLU(), nn.Dropout(head.dropout), nn.Linear(head.width, 1))
 
     @property
     def config(self) -> Any:
@@ -88,7 +86,8 @@ class CriticModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [...] of hidden states [..., hidden]."""
-        return self.head(hidden.to(self.head[0].weight.dtype)).squeeze(-1)
+        logits: Tensor = self.head(hidden.to(next(self.head.parameters()).dtype))
+        return logits.squeeze(-1)
 
     @classmethod
     def create(
@@ -141,7 +140,9 @@ class CriticModel(nn.Module):
             about = json.loads((folder / "critic.json").read_text())
             weights = load_file(folder / "head.safetensors")
         except (OSError, ValueError) as error:
-            raise ModelError(f"{folder} is no critic checkpoint ({first_line(error)}); expected critic.json and head.safetensors") from error
+            raise ModelError(
+                f"{folder} is no critic checkpoint ({first_line(error)}); expected critic.json and head.safetensors"
+            ) from error
         if kind is not None and about["kind"] != kind:
             raise ModelError(f"{folder} holds a critic of kind '{about['kind']}'; expected '{kind}'")
         prompt = PromptConfig(**{**about["prompt"], "answer_markers": tuple(about["prompt"]["answer_markers"])})

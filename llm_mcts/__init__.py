@@ -1,7 +1,7 @@
 """llm-mcts: search over the reasoning steps of a language model, guided by critics, and learning from it.
 
-    from llm_mcts import Solver
-    result = Solver().solve("…")          # result.answer, .steps, .confidence, .tree, .usage
+from llm_mcts import Solver
+result = Solver().solve("…")          # result.answer, .steps, .confidence, .tree, .usage
 """
 
 from typing import TYPE_CHECKING, Any

@@ -62,7 +62,8 @@ def solve(argv: list[str]) -> None:
     usage = result.usage
     print("\n".join(result.steps))
     print(f"answer: {result.answer if result.answer is not None else 'none found'} (confidence {result.confidence:.2f})")
-    print(f"cost: {usage.generated_tokens} tokens sampled in {usage.lm_calls} calls, {usage.critic_calls} critic calls, {usage.seconds:.1f} s")
+    calls = f"{usage.lm_calls} calls, {usage.critic_calls} critic calls"
+    print(f"cost: {usage.generated_tokens} tokens sampled in {calls}, {usage.seconds:.1f} s")
 
 
 def evaluate(argv: list[str]) -> None:
@@ -102,7 +103,11 @@ def train(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     args, job = _parse(parser, TrainJob, argv)
     metrics = train_from_file(args.kind, args.rows, args.out, job)
-    print(json.dumps(metrics) if args.json else f"{args.kind}: {metrics['rows']} rows, loss {metrics['loss']:.4f}, saved to {args.out}")
+    print(
+        json.dumps(metrics)
+        if args.json
+        else f"{args.kind}: {metrics['rows']} rows, loss {metrics['loss']:.4f}, saved to {args.out}"
+    )
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -15,7 +15,9 @@ from llm_mcts.errors import ConfigError, suggest
 C = TypeVar("C")
 
 
-def load_config(cls: type[C], source: str | Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None) -> C:
+def load_config(
+    cls: type[C], source: str | Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
+) -> C:
     """Build the dataclass `cls` from a YAML file or a mapping; `overrides` maps dotted names to values.
 
     Raises:
@@ -59,7 +61,7 @@ def check_keys(cls: type[Any], data: Mapping[str, Any], where: str = "") -> None
         if key not in names:
             raise ConfigError(f"unknown configuration key '{where}{key}'{suggest(str(key), names)}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            check_keys(hints[key], value, f"{where}{key}.")  # type: ignore[arg-type]
+            check_keys(hints[key], value, f"{where}{key}.")
 
 
 def _build(cls: type[C], data: Mapping[str, Any]) -> C:
@@ -85,5 +87,5 @@ def settings_help(cls: type[Any]) -> str:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(add_help=False, usage="")
     parser.add_class_arguments(cls)
-    text = parser.format_help()
+    text: str = parser.format_help()
     return text[text.index("\n") :].strip("\n")

@@ -1,7 +1,7 @@
 """Solver: a policy, its critics and a search behind one call. The only place that joins all parts.
 
-    from llm_mcts import Solver
-    print(Solver().solve("Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. How many shells does Mia have now?").answer)
+from llm_mcts import Solver
+print(Solver().solve("Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. How many shells does Mia have now?").answer)
 """
 
 import asyncio
@@ -139,7 +139,9 @@ class Solver:
         """
         return self._run(self.asolve(question, search))
 
-    def solve_batch(self, questions: Sequence[str], search: str | Mapping[str, Any] | None = None) -> list[SearchResult | LLMMCTSError]:
+    def solve_batch(
+        self, questions: Sequence[str], search: str | Mapping[str, Any] | None = None
+    ) -> list[SearchResult | LLMMCTSError]:
         """Solve many questions at once, in order; a question that fails yields its error in its place."""
 
         async def one(question: str) -> SearchResult | LLMMCTSError:
@@ -155,13 +157,17 @@ class Solver:
 
         return self._run(every())
 
-    async def asolve(self, question: str, search: str | Mapping[str, Any] | None = None, seed: int | None = None) -> SearchResult:
+    async def asolve(
+        self, question: str, search: str | Mapping[str, Any] | None = None, seed: int | None = None
+    ) -> SearchResult:
         """`solve` for callers with an event loop of their own; `seed` replaces the configured one."""
         if not question.strip():
             raise QuestionError("the question is empty; expected some text")
         name, config = build_search(self.config.search if search is None else search)
         with metered() as usage:
-            result = await SEARCHES[name][0](question, self.policy, self.critic, config, self.config.seed if seed is None else seed)
+            result = await SEARCHES[name][0](
+                question, self.policy, self.critic, config, self.config.seed if seed is None else seed
+            )
         result.usage = usage
         return result
 

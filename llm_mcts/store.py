@@ -150,11 +150,12 @@ class RunDirectory:
             try:
                 before = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
             except yaml.YAMLError as error:
-                raise DataError(f"{run.config_file} is broken ({' '.join(str(error).split())}); restore it or start anew") from error
+                raise DataError(
+                    f"{run.config_file} is broken ({' '.join(str(error).split())}); restore it or start anew"
+                ) from error
             if changed := _differences(before, config):
-                raise ConfigError(
-                    f"{run.path} was started with another configuration: {', '.join(changed)}; use the same values, or another --out"
-                )
+                keys = ", ".join(changed)
+                raise ConfigError(f"{run.path} was started with another configuration: {keys}; use its values or another --out")
             return run
         if run.path.exists() and any(run.path.iterdir()):
             raise ConfigError(f"{run.path} is not empty and holds no run; choose another --out")

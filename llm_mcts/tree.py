@@ -121,7 +121,8 @@ class Tree:
             DataError: the record does not have that form.
         """
         try:
-            tree, nodes = cls(data["question"]), []
+            tree = cls(data["question"])
+            nodes: list[Node] = []
             for row in data["nodes"]:
                 if row["parent"] is None:
                     node = tree.root

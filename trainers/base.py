@@ -134,12 +134,19 @@ def fit(
 
     kept = [row for row in rows if len(row.ids) <= config.max_length and any(row.mask)]
     if not kept:
-        raise DataError(f"none of {len(rows)} rows can be trained on; expected some of at most {config.max_length} tokens with a label")
+        raise DataError(
+            f"none of {len(rows)} rows can be trained on; expected some of at most {config.max_length} tokens with a label"
+        )
     if len(kept) < len(rows):
-        log.warning("%d of %d rows left out: longer than %d tokens or without a label", len(rows) - len(kept), len(rows), config.max_length)
+        log.warning(
+            "%d of %d rows left out: longer than %d tokens or without a label",
+            len(rows) - len(kept),
+            len(rows),
+            config.max_length,
+        )
     losses: list[float] = []
 
-    class LossTrainer(Trainer):
+    class LossTrainer(Trainer):  # type: ignore[misc]
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
             value = loss(model, inputs)
             losses.append(float(value.detach()))
@@ -169,7 +176,12 @@ def fit(
         trainer.train()
     model.eval()
     tail = losses[-max(1, len(losses) // 10) :]
-    return {"rows": len(kept), "left_out": len(rows) - len(kept), "steps": trainer.state.global_step, "loss": sum(tail) / len(tail)}
+    return {
+        "rows": len(kept),
+        "left_out": len(rows) - len(kept),
+        "steps": trainer.state.global_step,
+        "loss": sum(tail) / len(tail),
+    }
 
 
 def save_atomically(save: Callable[[Path], None], folder: Path) -> None:

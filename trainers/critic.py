@@ -1,8 +1,8 @@
 """The three critics' trainers: one procedure, three encodings and losses.
 
-    value   every solution token learns the outcome, squared error (OVM, arXiv 2311.09724)
-    prm     each step's last token learns the step's label, cross-entropy (Math-Shepherd, arXiv 2312.08935)
-    orm     the last token learns the outcome, cross-entropy
+value   every solution token learns the outcome, squared error (OVM, arXiv 2311.09724)
+prm     each step's last token learns the step's label, cross-entropy (Math-Shepherd, arXiv 2312.08935)
+orm     the last token learns the outcome, cross-entropy
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
 """From search trees to training rows. Together with the tasks, the only code that sees gold answers.
 
-    sft     right solutions, distinct, best-scored first, at most so many a question
-    value   whole solutions with their outcome: the label of every prefix
-    orm     the same, judged as a whole
-    prm     whole solutions with a label a step: the share of right endings below that step in the tree
+sft     right solutions, distinct, best-scored first, at most so many a question
+value   whole solutions with their outcome: the label of every prefix
+orm     the same, judged as a whole
+prm     whole solutions with a label a step: the share of right endings below that step in the tree
 """
 
 from collections import defaultdict
@@ -82,9 +82,7 @@ def row_from_dict(data: dict[str, Any]) -> SolutionRow | StepRow:
     return row
 
 
-def rows_from_tree(
-    tree: Tree, problem: Problem, task: Task, config: RowsConfig
-) -> dict[str, list[SolutionRow] | list[StepRow]]:
+def rows_from_tree(tree: Tree, problem: Problem, task: Task, config: RowsConfig) -> dict[str, Sequence[SolutionRow | StepRow]]:
     """The rows of every trainer ("sft", "value", "prm", "orm") that one searched training question yields."""
     assert problem.gold is not None
     right: list[tuple[Trace, SolutionRow]] = []

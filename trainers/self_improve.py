@@ -83,7 +83,9 @@ class SelfImproveConfig:
             raise ConfigError(f"critics holds {', '.join(sorted(unknown))}; expected any of {', '.join(KINDS)}")
 
 
-def self_improve(config: SelfImproveConfig, out: Path, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+def self_improve(
+    config: SelfImproveConfig, out: Path, resume: bool = False, reporter: Reporter | None = None
+) -> dict[str, Any]:
     """Run the loop in directory `out`; return the report that also stands in `report.json`.
 
     Raises:
@@ -112,7 +114,9 @@ class _Loop:
         for number in range(1, self.config.num_rounds + 1):
             self._round(number)
         report = self._report()
-        self.reporter.say(f"{report['markdown']}\n{time.perf_counter() - started:.0f} s in this process; {self.directory.path}/report.md")
+        self.reporter.say(
+            f"{report['markdown']}\n{time.perf_counter() - started:.0f} s in this process; {self.directory.path}/report.md"
+        )
         return report
 
     def _round(self, number: int) -> None:
@@ -189,9 +193,7 @@ class _Loop:
             for name, found in rows_from_tree(Tree.from_dict(record["tree"]), problem, self.task, self.config.rows).items():
                 rows[name].extend({"id": f"{problem.id}/{i}", **row_to_dict(row)} for i, row in enumerate(found))
         for name, found_rows in rows.items():
-            journal = here.rows(name)
-            if not journal.complete:
-                journal.write(found_rows)
+            here.rows(name).write(found_rows)
         solved = len({row["problem"] for row in rows["sft"]})
         counts = {name: len(found_rows) for name, found_rows in rows.items()}
         here.note("rows", {"searched": len(searched), "failed": len(problems) - len(searched), "solved": solved, **counts})
@@ -199,12 +201,10 @@ class _Loop:
 
     def _train(self, here: RoundDirectory, number: int) -> SolverConfig:
         """Stages 3 and 4: critics, then the policy. Returns the candidate."""
-        paths: dict[str, str | None] = {}
-        for kind in KINDS:
-            paths[kind] = getattr(self.models.critics, kind)
-            if kind in self.config.critics:
-                paths[kind] = str(self._train_critic(here, number, kind))
-        critics = replace(self.models.critics, **paths)
+        trained: dict[str, Any] = {
+            kind: str(self._train_critic(here, number, kind)) for kind in KINDS if kind in self.config.critics
+        }
+        critics = replace(self.models.critics, **trained)
         policy = here.checkpoint("policy")
         if not here.metric("sft"):
             started = time.perf_counter()
@@ -231,7 +231,9 @@ class _Loop:
     def _trained(self, here: RoundDirectory, stage: str, metrics: Mapping[str, float], started: float) -> None:
         seconds = time.perf_counter() - started
         here.note(stage, {**metrics, "seconds": round(seconds, 1)})
-        self.reporter.say(f"{here.path.name} train {stage}: {metrics['rows']} rows, loss {metrics['loss']:.4f}, {seconds:.0f} s")
+        self.reporter.say(
+            f"{here.path.name} train {stage}: {metrics['rows']} rows, loss {metrics['loss']:.4f}, {seconds:.0f} s"
+        )
 
     def _gate(self, here: RoundDirectory, number: int) -> bool:
         """Accept the candidate unless it is worse on the held-out questions than what stands."""
@@ -270,7 +272,10 @@ class _Loop:
             for label in self.config.methods
         ]
         last = self._standing(self.config.num_rounds + 1)
-        gains = {f"{label}: last accepted round against the start": self._compare(rounds[0], last, label) for label in self.config.methods}
+        gains = {
+            f"{label}: last accepted round against the start": self._compare(rounds[0], last, label)
+            for label in self.config.methods
+        }
         labels = list(self.config.methods)
         for other in labels[1:]:
             pair = paired_difference(self._records(last, labels[0]), self._records(last, other))
@@ -278,7 +283,11 @@ class _Loop:
         verdicts = [here.metric("gate") for here in rounds[1:]]
         lines = [f"- {name}: {gain}" for name, gain in gains.items()]
         lines += [f"- round {i}: {'accepted' if v and v['accepted'] else 'rejected'}" for i, v in enumerate(verdicts, 1)]
-        markdown = f"{to_markdown(scores)}\nPaired on the same {len(self.held_out)} held-out questions, 95 % intervals:\n\n" + "\n".join(lines) + "\n"
+        markdown = (
+            f"{to_markdown(scores)}\nPaired on the same {len(self.held_out)} held-out questions, 95 % intervals:\n\n"
+            + "\n".join(lines)
+            + "\n"
+        )
         report = {
             "scores": [score.to_dict() for score in scores],
             "differences": {name: {**asdict(gain), "difference": gain.difference} for name, gain in gains.items()},

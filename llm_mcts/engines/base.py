@@ -6,7 +6,6 @@ from typing import Literal, Protocol, runtime_checkable
 
 from llm_mcts.errors import ConfigError
 
-
 EMBEDDED = "embedded"
 """The name of the small built-in model."""
 

@@ -59,7 +59,7 @@ def resolve_device(device: str) -> torch.device:
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The torch dtype of a name; "auto" avoids bfloat16 wherever it is emulated."""
     if dtype != "auto":
-        return getattr(torch, dtype)
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
@@ -162,14 +162,13 @@ class TransformersEngine:
         prompt = self._encode(request.prompt)
         if len(prompt) + 1 > self._slots.context:
             raise QuestionError(
-                f"prompt of {len(prompt)} tokens; expected fewer than the model's context of {self._slots.context}: shorten the "
-                "question or use fewer shots"
+                f"prompt of {len(prompt)} tokens; expected fewer than the model's context of {self._slots.context}: "
+                "shorten the question or use fewer shots"
             )
         usage, loop = meter(), asyncio.get_running_loop()
         usage.lm_calls += 1
         rows = [
-            _Row(request, prompt, usage, loop.create_future(), random.Random(f"{request.seed}/{i}"))
-            for i in range(request.n)
+            _Row(request, prompt, usage, loop.create_future(), random.Random(f"{request.seed}/{i}")) for i in range(request.n)
         ]
         self._waiting.extend(rows)
         if self._loop is None or self._loop.done():
@@ -280,7 +279,7 @@ class TransformersEngine:
         return self._pieces[token]
 
     def _text(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _finish(self, row: _Row, reason: Literal["stop", "eos", "length"], text: str) -> bool:
         if not row.done.done():

@@ -6,11 +6,12 @@ and the hash, not the seed, decides whether a problem belongs to train, dev or t
 
     easy    2 operations, numbers to 12, results to 50
     medium  3 operations, numbers to 20, results to 99
-    hard    4 or 5 operations, numbers to 40, results to 199
+    hard    4 or 5 operations, numbers to 30, results to 99
 """
 
 import hashlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,9 +22,30 @@ from llm_mcts.types import Problem
 Level = Literal["easy", "medium", "hard"]
 Split = Literal["train", "dev", "test"]
 
-NAMES = "Ada Ben Cleo Dan Eva Finn Gina Hugo Iris Jack Kira Leo Mia Noah Olga Paul Rosa Sam Tina Zoe".split()
-THINGS = "apples marbles stickers coins cards books pencils shells stamps beads".split()
-BOXES = "boxes bags packs trays".split()
+NAMES = [
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gina",
+    "Hugo",
+    "Iris",
+    "Jack",
+    "Kira",
+    "Leo",
+    "Mia",
+    "Noah",
+    "Olga",
+    "Paul",
+    "Rosa",
+    "Sam",
+    "Tina",
+    "Zoe",
+]
+THINGS = ["apples", "marbles", "stickers", "coins", "cards", "books", "pencils", "shells", "stamps", "beads"]
+BOXES = ["boxes", "bags", "packs", "trays"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +63,7 @@ class LevelSpec:
 LEVELS: dict[str, LevelSpec] = {
     "easy": LevelSpec((2,), 12, 50),
     "medium": LevelSpec((3,), 20, 99),
-    "hard": LevelSpec((4, 5), 40, 199),
+    "hard": LevelSpec((4, 5), 30, 99),
 }
 
 
@@ -101,8 +123,8 @@ class Story:
         self.numbers.extend(numbers)
 
 
-# Each opening sets `story.total` and returns nothing; each event changes it. The number beside a function in the tables
-# below is how many operations it costs.
+# Each opening sets `story.total`, each event changes it, each ending asks for it. The number beside an event or ending in
+# the tables below is how many operations it costs.
 
 
 def _open_plain(s: Story) -> None:
@@ -172,7 +194,7 @@ def _give_friends(s: Story) -> None:
     s.total = s.add("-", s.total, given, f"Then {s.name} has {{work}} {s.thing} left.")
 
 
-OPENINGS = [(_open_plain, 0), (_open_boxes, 1), (_open_more, 1), (_open_times, 1)]
+OPENINGS = [_open_plain, _open_boxes, _open_more, _open_times]
 EVENTS = [(_buy, 1), (_give, 1), (_double, 1), (_share, 1), (_buy_boxes, 2), (_give_friends, 2)]
 
 
@@ -247,9 +269,8 @@ def draw(rng: random.Random, level: Level) -> ArithProblem:
         name, friend = rng.sample(NAMES, 2)
         story = Story(rng, spec, name, friend, rng.choice(THINGS))
         target = rng.choice(spec.operations)
-        opening, opening_cost = rng.choice(OPENINGS)
         ending, ending_cost = rng.choice(ENDINGS)
-        opening(story)
+        rng.choice(OPENINGS)(story)
         while (room := target - len(story.operations) - ending_cost) > 0:
             event, _ = rng.choice([e for e in EVENTS if e[1] <= room])
             event(story)
@@ -267,15 +288,34 @@ def split_of(signature: str) -> Split:
     return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
 
 
-def stream(split: Split, level: Level, seed: int):
-    """Yield distinct problems of a split and level without end; the same arguments give the same problems."""
+def stream(split: Split, level: Level, seed: int) -> Iterator[ArithProblem]:
+    """Yield problems of a split and level without end, repetitions included; the same arguments give the same problems."""
     if level not in LEVELS:
         raise ConfigError(f"arith has no level '{level}'{suggest(level, LEVELS)}")
     rng = random.Random(f"arith/{split}/{level}/{seed}")
-    seen: set[str] = set()
     while True:
         problem = draw(rng, level)
-        if problem.signature not in seen and split_of(problem.signature) == split:
+        if split_of(problem.signature) == split:
+            yield problem
+
+
+def distinct(problems: Iterator[ArithProblem], n: int) -> Iterator[ArithProblem]:
+    """The first `n` problems that differ in template or numbers.
+
+    Raises:
+        ConfigError: so many repetitions in a row that the level seems used up.
+    """
+    seen: set[str] = set()
+    repeated = 0
+    for problem in problems:
+        if len(seen) == n:
+            return
+        repeated = repeated + 1 if problem.signature in seen else 0
+        if repeated > 10_000:
+            raise ConfigError(
+                f"arith has no {n} distinct problems of this level and split, only about {len(seen)}; ask for fewer"
+            )
+        if not repeated:
             seen.add(problem.signature)
             yield problem
 
@@ -292,8 +332,7 @@ class ArithTask(AnswerTask):
         """Return `limit` (default 200) problems of a split (train, dev or test)."""
         if split not in ("train", "dev", "test"):
             raise ConfigError(f"arith has no split '{split}'{suggest(split, ['train', 'dev', 'test'])}")
-        problems = stream(split, self.level, seed)  # type: ignore[arg-type]
+        problems = distinct(stream(split, self.level, seed), 200 if limit is None else limit)  # type: ignore[arg-type]
         return [
-            Problem(f"arith-{self.level}-{split}-{seed}-{i}", p.question, p.gold, p.solution())
-            for i, p in zip(range(200 if limit is None else limit), problems, strict=False)
+            Problem(f"arith-{self.level}-{split}-{seed}-{i}", p.question, p.gold, p.solution()) for i, p in enumerate(problems)
         ]

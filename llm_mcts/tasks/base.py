@@ -10,7 +10,10 @@ from llm_mcts.types import Problem
 class Task(Protocol):
     """A data set with its answer checker."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        ...
 
     def load(self, split: str, limit: int | None = None, seed: int = 0) -> list[Problem]:
         """Return up to `limit` problems of a split. The seed picks which, where the task draws them."""

@@ -50,7 +50,9 @@ class GSM8KTask(AnswerTask):
             try:
                 hub = datasets.load_dataset("openai/gsm8k", "main", split=official)
             except (OSError, ValueError) as error:
-                raise DataError(f"cannot load openai/gsm8k ({type(error).__name__}); expected access to the hub, or task.path") from error
+                raise DataError(
+                    f"cannot load openai/gsm8k ({type(error).__name__}); expected access to the hub, or task.path"
+                ) from error
             yield from ((f"openai/gsm8k {official}:{i}", row) for i, row in enumerate(hub, 1))
         else:
             file = Path(self.path) / f"{official}.jsonl"

@@ -30,13 +30,13 @@ class JsonlTask(AnswerTask):
         """
         path = Path(self.path)
         file = path / f"{split}.jsonl" if path.is_dir() else path
-        problems = []
+        problems: list[Problem] = []
         for number, row in read_jsonl(file):
             if limit is not None and len(problems) >= limit:
                 break
             problems.append(self._problem(file, number, row))
         if not problems:
-            raise DataError(f"{file} holds no problem; expected one JSON object with a \"question\" a line")
+            raise DataError(f'{file} holds no problem; expected one JSON object with a "question" a line')
         return problems
 
     def _problem(self, file: Path, number: int, row: dict[str, Any]) -> Problem:
@@ -67,7 +67,9 @@ def read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{file}:{number}: not JSON ({error.msg} at column {error.colno}); expected one object a line") from error
+            raise DataError(
+                f"{file}:{number}: not JSON ({error.msg} at column {error.colno}); expected one object a line"
+            ) from error
         if not isinstance(row, dict):
             raise DataError(f"{file}:{number}: a {type(row).__name__}; expected a JSON object")
         yield number, row
