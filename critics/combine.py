@@ -10,7 +10,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError
+from llm_mcts.search.evaluation import critic_scores
 from llm_mcts.types import Critic, State
 
 
@@ -64,9 +66,7 @@ class WeightedCritic:
 async def _weighted(critics: list[tuple[Critic, float]], states: Sequence[State]) -> list[float]:
     if not states:
         return []
-    columns = await asyncio.gather(*(critic.score(states) for critic, _ in critics))
+    columns = await gather_all(critic_scores(critic, states) for critic, _ in critics)
     total = sum(weight for _, weight in critics)
-    return [
-        min(1.0, sum(weight * s for (_, weight), s in zip(critics, row, strict=True)) / total)
-        for row in zip(*columns, strict=True)
-    ]
+    sums = [sum(weight * s for (_, weight), s in zip(critics, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [min(1.0, s / total) for s in sums]  # rounding alone can pass 1: each score was held to [0, 1]

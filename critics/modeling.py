@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -101,12 +102,12 @@ class CriticModel(nn.Module):
     ) -> "CriticModel":
         """A new critic on the backbone of model `base`, its head random by `seed`; with `lora` the backbone is adapted."""
         tokenizer, backbone = load_tokenizer(base), _load_backbone(base)
-        if lora and lora.rank > 0:
-            from peft import get_peft_model
-
-            backbone = get_peft_model(backbone, lora.peft_config("FEATURE_EXTRACTION"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if lora and lora.rank > 0:
+                from peft import get_peft_model
+
+                backbone = get_peft_model(backbone, lora.peft_config("FEATURE_EXTRACTION"))
             return cls(kind, base, backbone, tokenizer, head or HeadConfig(), prompt or PromptConfig())
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -138,16 +139,17 @@ class CriticModel(nn.Module):
         folder = Path(folder)
         try:
             about = json.loads((folder / "critic.json").read_text())
+            found, base, head = about["kind"], about["base"], HeadConfig(**about["head"])
+            prompt = PromptConfig(**{**about["prompt"], "answer_markers": tuple(about["prompt"]["answer_markers"])})
             weights = load_file(folder / "head.safetensors")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder} is no critic checkpoint ({first_line(error)}); expected critic.json and head.safetensors"
             ) from error
-        if kind is not None and about["kind"] != kind:
-            raise ModelError(f"{folder} holds a critic of kind '{about['kind']}'; expected '{kind}'")
-        prompt = PromptConfig(**{**about["prompt"], "answer_markers": tuple(about["prompt"]["answer_markers"])})
+        if kind is not None and found != kind:
+            raise ModelError(f"{folder} holds a critic of kind '{found}'; expected '{kind}'")
         backbone = _load_backbone(str(folder), trainable)
-        model = cls(about["kind"], about["base"], backbone, load_tokenizer(str(folder)), HeadConfig(**about["head"]), prompt)
+        model = cls(found, base, backbone, load_tokenizer(str(folder)), head, prompt)
         try:
             model.head.load_state_dict(weights)
         except RuntimeError as error:
@@ -167,5 +169,5 @@ def _load_backbone(base: str, trainable: bool = False) -> Any:
             inner = _load_backbone(str(PeftConfig.from_pretrained(folder).base_model_name_or_path))
             return PeftModel.from_pretrained(inner, folder, is_trainable=trainable)
         return AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot load the backbone of '{base}': {first_line(error)}") from error

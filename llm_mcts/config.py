@@ -6,7 +6,7 @@ Types and help come from jsonargparse; what it cannot say is added here: which k
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
@@ -60,8 +60,15 @@ def check_keys(cls: type[Any], data: Mapping[str, Any], where: str = "") -> None
     for key, value in data.items():
         if key not in names:
             raise ConfigError(f"unknown configuration key '{where}{key}'{suggest(str(key), names)}")
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            check_keys(hints[key], value, f"{where}{key}.")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"configuration key '{where}{key}' is {value!r}; expected settings below it, as {where}{key}.…"
+                )
+            check_keys(hint, value, f"{where}{key}.")  # type: ignore[arg-type]
+        elif value is None and hint is not Any and type(None) not in get_args(hint):
+            raise ConfigError(f"configuration key '{where}{key}' has no value; expected {getattr(hint, '__name__', hint)}")
 
 
 def _build(cls: type[C], data: Mapping[str, Any]) -> C:

@@ -1,7 +1,7 @@
 """The policy: a language model that proposes reasoning steps and completes solutions."""
 
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, inf, log
 
 from llm_mcts.engines.base import Completion, Engine, Request
 from llm_mcts.errors import ConfigError, QuestionError
@@ -21,7 +21,7 @@ class PolicyConfig:
     """Longest roll-out in tokens."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not 0 < self.temperature < inf:
             raise ConfigError(f"policy.temperature is {self.temperature}; expected above 0 (the greedy search needs no change)")
         if self.max_step_tokens < 1 or self.max_solution_tokens < 1:
             raise ConfigError(
@@ -46,16 +46,11 @@ class LMPolicy:
             QuestionError: the question is empty, or longer than the model's context.
         """
         completions = await self._complete(state, n, seed, self.config.temperature, self.config.max_step_tokens, ("\n",))
-        merged: dict[str, Step] = {}
+        same: dict[str, list[Step]] = {}
         for completion in completions:
             step = self._step(completion)
-            known = merged.get(step.text)
-            if known is None:
-                merged[step.text] = step
-            elif abs(known.logprob - step.logprob) > 1e-3:
-                total = min(0.0, log(exp(known.logprob) + exp(step.logprob)))
-                merged[step.text] = Step(known.text, total, known.num_tokens, known.terminal, known.answer)
-        return list(merged.values())
+            same.setdefault(step.text, []).append(step)
+        return [_merge(steps) for steps in same.values()]
 
     async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
         """Complete `state` to its end `n` times. Lines after the answer line are dropped.
@@ -87,7 +82,18 @@ class LMPolicy:
 
     def _solution(self, completion: Completion) -> tuple[Step, ...]:
         """A generated continuation as steps (their log-probabilities are not known one by one and stay 0)."""
-        steps = self.prompt.parse_solution(completion.text) or (Step("", terminal=True),)
-        if completion.finish_reason == "length" and steps[-1].answer is None:
-            steps = (*steps[:-1], Step(steps[-1].text, terminal=True))
-        return steps
+        text = completion.text
+        steps = self.prompt.parse_solution(text) or (Step("", terminal=True),)
+        cut_off = completion.finish_reason == "length" and text.rsplit("\n", 1)[-1].strip() == steps[-1].text
+        return (*steps[:-1], Step(steps[-1].text, terminal=True)) if cut_off else steps
+
+
+def _merge(steps: list[Step]) -> Step:
+    """Samples of one text as one step: the probabilities of its distinct tokenisations add up.
+
+    It goes on if any of them does, unless it states an answer.
+    """
+    logprobs = {round(step.logprob, 3): step.logprob for step in steps}.values()
+    first = next((step for step in steps if not step.terminal), steps[0])
+    total = first.logprob if len(logprobs) == 1 else min(0.0, log(sum(exp(x) for x in logprobs)))
+    return Step(first.text, total, first.num_tokens, first.terminal, first.answer)

@@ -109,7 +109,7 @@ class PromptFormat:
 
     def parse_solution(self, text: str) -> tuple[Step, ...]:
         """A written solution as steps, one a non-empty line, the last one terminal; lines after the answer are dropped."""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
         steps: list[Step] = []
         for i, line in enumerate(lines):
             steps.append(self.read_step(line, 0.0, 1, ended=i == len(lines) - 1))
@@ -125,7 +125,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
         bos = getattr(tokenizer, "bos_token_id", None)
-        self._bos = [bos] if bos is not None and getattr(tokenizer, "add_bos_token", False) else []
+        self._bos = [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
 
     def __call__(self, segments: Sequence[str]) -> list[int]:
         """Token ids of all segments in a row, behind the tokenizer's begin-of-text token where it uses one."""

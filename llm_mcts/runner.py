@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, ModelError
 from llm_mcts.types import Problem, SearchResult, Usage, metered
 
@@ -72,14 +73,7 @@ async def run_questions(
             progress.advance(record)
         return record
 
-    tasks = [asyncio.ensure_future(one(problem)) for problem in problems]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+    return await gather_all(one(problem) for problem in problems)
 
 
 async def _solve_one(problem: Problem, solve: Solve, check: Check) -> tuple[Record, SearchResult | None]:

@@ -58,7 +58,13 @@ class Journal:
             yield json.loads(line)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record and flush it to disk."""
+        """Add one record and flush it to disk.
+
+        Raises:
+            DataError: the file is complete.
+        """
+        if self.complete:
+            raise DataError(f"{self.path} is complete; expected no further record")
         if not self._part.exists():
             self._part.parent.mkdir(parents=True, exist_ok=True)
         else:
@@ -153,13 +159,16 @@ class RunDirectory:
                 raise DataError(
                     f"{run.config_file} is broken ({' '.join(str(error).split())}); restore it or start anew"
                 ) from error
-            if changed := _differences(before, config):
+            if changed := _differences(before, json.loads(json.dumps(config))):
                 keys = ", ".join(changed)
                 raise ConfigError(f"{run.path} was started with another configuration: {keys}; use its values or another --out")
             return run
-        if run.path.exists() and any(run.path.iterdir()):
+        if run.path.exists() and not run.path.is_dir():
+            raise ConfigError(f"{run.path} is a file; expected a folder for the run, choose another --out")
+        if run.path.exists() and any(file.suffix != ".tmp" for file in run.path.iterdir()):
             raise ConfigError(f"{run.path} is not empty and holds no run; choose another --out")
-        write_atomically(run.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
+        plain = json.loads(json.dumps(config))  # tuples as lists
+        write_atomically(run.config_file, yaml.safe_dump(plain, sort_keys=False).encode())
         return run
 
     @property
@@ -185,8 +194,7 @@ def _differences(a: Any, b: Any, where: str = "") -> list[str]:
     """Dotted names of what differs between two configurations."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return [d for k in sorted({*a, *b}) for d in _differences(a.get(k), b.get(k), f"{where}.{k}" if where else k)]
-    same = list(a) == list(b) if isinstance(a, list | tuple) and isinstance(b, list | tuple) else a == b
-    return [] if same else [f"{where} (was {a!r}, now {b!r})"]
+    return [] if a == b else [f"{where} (was {a!r}, now {b!r})"]
 
 
 def versions() -> dict[str, str]:

@@ -122,12 +122,16 @@ class Tree:
         """
         try:
             tree = cls(data["question"])
+            if not data["nodes"]:
+                raise DataError("a tree record is broken (no node); expected at least the root")
             nodes: list[Node] = []
-            for row in data["nodes"]:
-                if row["parent"] is None:
+            for i, row in enumerate(data["nodes"]):
+                if i == 0:
                     node = tree.root
                 else:
-                    parent: Node = nodes[row["parent"]]
+                    if not 0 <= row["parent"] < i:
+                        raise DataError(f"a tree record is broken (node {i} has parent {row['parent']}); expected an earlier one")
+                    parent = nodes[row["parent"]]
                     node = Node(_step_from_dict(row), row["prior"], parent, len(parent.children))
                     parent.children.append(node)
                 node.visit_count, node.value_sum, node.value = row["visits"], row["value_sum"], row["value"]

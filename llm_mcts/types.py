@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -105,14 +105,20 @@ _METER: contextvars.ContextVar[Usage | None] = contextvars.ContextVar("usage_met
 
 @contextlib.contextmanager
 def metered() -> Iterator[Usage]:
-    """Collect the usage of everything awaited inside the block, also in the tasks it starts."""
+    """Collect the usage of everything awaited inside the block, also in the tasks it starts.
+
+    Blocks may be nested: an outer one collects what inner ones do, and measures its own seconds.
+    """
     usage, started = Usage(), time.perf_counter()
+    outer = _METER.get()
     token = _METER.set(usage)
     try:
         yield usage
     finally:
-        usage.seconds += time.perf_counter() - started
         _METER.reset(token)
+        if outer is not None:
+            outer += usage
+        usage.seconds = time.perf_counter() - started
 
 
 def meter() -> Usage:
@@ -181,8 +187,3 @@ class Critic(Protocol):
     async def score(self, states: Sequence[State]) -> list[float]:
         """One score in [0, 1] per state, in order. A critic that fails raises; it never answers 0 instead."""
         ...
-
-
-def seeded(problem: Problem, **changes: Any) -> Problem:
-    """A copy of `problem` with some fields replaced."""
-    return replace(problem, **changes)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the small built-in policy: behaviour cloning on the `arith` task's training split.
 
-    python scripts/make_embedded_model.py --steps 12000 --seed 0 --out llm_mcts/embedded
+    python scripts/make_embedded_model.py --steps 8000 --seed 0 --out llm_mcts/embedded
 
 Every demonstration is correct, but the demonstrators differ in patience: some work one operation a line, most work two
 in one line, a few all at once. A small model imitates their haste without their skill, so its most likely solution is
@@ -156,7 +156,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("llm_mcts/embedded"))
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=8_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patient", type=float, default=0.45, help="share of demonstrators with one operation a line")
     parser.add_argument("--pairs", type=float, default=0.5, help="share with two operations a line")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, Protocol, runtime_checkable
 
 from llm_mcts.errors import ConfigError
@@ -50,7 +51,7 @@ class Request:
     """Continuation i draws from a random stream that depends on this seed and i alone."""
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.max_tokens < 1 or self.temperature < 0:
+        if self.n < 1 or self.max_tokens < 1 or not 0 <= self.temperature < inf:
             raise ConfigError(
                 f"request with n={self.n}, max_tokens={self.max_tokens}, temperature={self.temperature}; "
                 "expected n >= 1, max_tokens >= 1, temperature >= 0"

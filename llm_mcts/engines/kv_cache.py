@@ -66,10 +66,10 @@ class PrefixTree:
                 edge.children[rest[0]] = new = _Edge(rest, kv[..., at : at + len(rest), :].clone(), edge, now)
                 self.bytes += new.kv.nbytes
                 break
-            child.used = now
             n = shared_length(child.tokens, tokens[at : at + len(child.tokens)])
             at += n
             edge = child if n == len(child.tokens) else self._split(child, n)
+            edge.used = now
         self._evict()
 
     def _split(self, edge: _Edge, n: int) -> _Edge:
@@ -111,8 +111,13 @@ class SlotCache:
 
     def __init__(self, config: Any, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         config = config.get_text_config()
-        if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []):
-            raise ModelError(f"model type '{config.model_type}' mixes attention types; expected full attention in all layers")
+        kinds = getattr(config, "layer_types", None) or []
+        window = None if kinds else getattr(config, "sliding_window", None)
+        if any(kind != "full_attention" for kind in kinds) or (window and window < config.max_position_embeddings):
+            raise ModelError(f"model type '{config.model_type}' has sliding windows; expected full attention in all layers")
+        if "flash" in str(config._attn_implementation):
+            raise ModelError(f"attention '{config._attn_implementation}' takes no mask; load the model with sdpa or eager")
+        self._additive_mask = config._attn_implementation != "sdpa"
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.context = int(config.max_position_embeddings)
@@ -148,15 +153,19 @@ class SlotCache:
     def window(self, rows: slice, starts: Sequence[int], width: int) -> dict[str, Tensor]:
         """Point the cache at `rows` for a forward of `width` tokens a row, from each row's start position.
 
-        Returns the model's position_ids [B, width] and boolean attention_mask [B, 1, width, keys].
+        Returns the model's position_ids [B, width] and attention_mask [B, 1, width, keys]: boolean for sdpa, else additive.
+        Padding that would stand beyond the context is put on its last position, where no padded row has a token.
         """
-        starts_ = torch.tensor(starts, device=self.kv.device)
+        device = self.kv.device
         self._rows = rows
-        self._positions = starts_[:, None] + torch.arange(width, device=self.kv.device)
-        self._width = max(starts) + width
+        self._positions = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
+        self._positions.clamp_(max=self.context - 1)
+        self._width = min(max(starts) + width, self.context)
         self.ensure_length(self._width)
-        keys = torch.arange(self._width, device=self.kv.device)
-        return {"position_ids": self._positions, "attention_mask": (keys <= self._positions[..., None])[:, None]}
+        mask = (torch.arange(self._width, device=device) <= self._positions[..., None])[:, None]
+        if self._additive_mask:
+            mask = torch.zeros_like(mask, dtype=self.kv.dtype).masked_fill(~mask, torch.finfo(self.kv.dtype).min)
+        return {"position_ids": self._positions, "attention_mask": mask}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, heads, width, dim] at the window's positions; return all those rows' [B, heads, :, dim]."""

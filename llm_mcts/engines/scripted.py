@@ -14,8 +14,8 @@ Script = Callable[[str], Sequence[tuple[str, float]]]
 class ScriptedEngine:
     """Draws each line of a completion from `script`, by the request's seed alone.
 
-    A token is a line. With `turns`, each request first lets other tasks run that many times, so that tests can shuffle
-    the order of replies.
+    A token is a line, and the only stop string is the newline. With `turns`, each request first lets other tasks run that
+    many times, so that tests can shuffle the order of replies.
     """
 
     chat_template = None
@@ -43,7 +43,11 @@ class ScriptedEngine:
                     reason = "eos"
                     break
                 draw = derive_seed(request.seed, i, lines) / 2**63
-                line, p = _pick(options, draw) if request.temperature > 0 else max(options, key=lambda o: o[1])
+                line, p = (
+                    _pick([o for o in options if o[1] > 0], draw)
+                    if request.temperature > 0
+                    else max(options, key=lambda o: o[1])
+                )
                 text, logprob, lines = f"{text}{line}\n", logprob + log(p), lines + 1
                 if "\n" in request.stop:
                     text, reason = text.rstrip("\n"), "stop"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from llm_mcts.engines.base import EMBEDDED, Completion, EngineConfig, Request
@@ -38,7 +39,7 @@ def model_folder(model: str) -> str:
         adapter = (path / "adapter_config.json").exists()
         wanted = {
             "adapter_config.json" if adapter else "config.json": ["adapter_config.json" if adapter else "config.json"],
-            "weights (*.safetensors)": ["*.safetensors"],
+            "weights (*.safetensors)": ["adapter_model.safetensors"] if adapter else ["model*.safetensors"],
             "tokenizer": ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"],
         }
         for what, patterns in wanted.items():
@@ -85,7 +86,7 @@ def load_causal_lm(model: str, dtype: torch.dtype, device: torch.device) -> Any:
             loaded = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype).merge_and_unload()
         else:
             loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot load model '{model}': {first_line(error)}") from error
     return loaded.to(device).eval()
 
@@ -95,7 +96,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
     """One continuation under way."""
 
@@ -137,6 +138,7 @@ class TransformersEngine:
         self._pieces: dict[int, str] = {}
         self._waiting: deque[_Row] = deque()
         self._active: list[_Row] = []
+        self._unfinished: set[_Row] = set()
         self._loop: asyncio.Task[None] | None = None
         self.decode_steps = 0
         """Batch steps so far."""
@@ -160,6 +162,8 @@ class TransformersEngine:
             QuestionError: the prompt and `max_tokens` do not fit the model's context.
         """
         prompt = self._encode(request.prompt)
+        if not prompt:
+            raise QuestionError("the prompt is empty; expected at least one token")
         if len(prompt) + 1 > self._slots.context:
             raise QuestionError(
                 f"prompt of {len(prompt)} tokens; expected fewer than the model's context of {self._slots.context}: "
@@ -171,6 +175,7 @@ class TransformersEngine:
             _Row(request, prompt, usage, loop.create_future(), random.Random(f"{request.seed}/{i}")) for i in range(request.n)
         ]
         self._waiting.extend(rows)
+        self._unfinished.update(rows)
         if self._loop is None or self._loop.done():
             self._loop = loop.create_task(self._run())
         return list(await asyncio.gather(*(row.done for row in rows)))
@@ -187,14 +192,18 @@ class TransformersEngine:
                     if self._active:
                         self._decode()
         except BaseException as error:
-            for row in [*self._active, *self._waiting]:
+            told = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
+            for row in self._unfinished:
                 if not row.done.done():
-                    row.done.set_exception(error if isinstance(error, Exception) else RuntimeError("the engine was stopped"))
+                    row.done.set_exception(told)
             self._active.clear()
             self._waiting.clear()
-            raise
+            self._unfinished.clear()
+            if told is not error:
+                raise
 
     def _drop_cancelled(self) -> None:
+        self._unfinished = {row for row in self._unfinished if not row.done.cancelled()}
         self._waiting = deque(row for row in self._waiting if not row.done.cancelled())
         for i in reversed([i for i, row in enumerate(self._active) if row.done.cancelled()]):
             self._remove(i)
@@ -264,14 +273,17 @@ class TransformersEngine:
             return self._finish(row, "eos", self._text(row.generated[:-1]))
         row.text += self._piece(token)
         if row.text and not row.text.isspace():
-            body = row.text.lstrip()
-            if any(stop in body for stop in row.request.stop):
-                text = self._text(row.generated).lstrip()
-                cut = min(at for stop in row.request.stop if (at := text.find(stop)) >= 0)
-                return self._finish(row, "stop", text[:cut])
+            cuts = [at for stop in row.request.stop if (at := self._body(row, stop).find(stop)) >= 0]
+            if cuts:
+                whole = str(self.tokenizer.decode(row.generated)).lstrip()
+                return self._finish(row, "stop", whole[: min(at for stop in row.request.stop if (at := whole.find(stop)) >= 0)])
         if len(row.generated) >= row.request.max_tokens or row.length + 1 >= self._slots.context:
             return self._finish(row, "length", self._text(row.generated))
         return False
+
+    def _body(self, row: _Row, stop: str) -> str:
+        """The text in which to look for a stop string: token by token, or where a letter may span tokens, decoded whole."""
+        return (row.text if stop.isascii() else str(self.tokenizer.decode(row.generated))).lstrip()
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:
@@ -282,6 +294,7 @@ class TransformersEngine:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _finish(self, row: _Row, reason: Literal["stop", "eos", "length"], text: str) -> bool:
+        self._unfinished.discard(row)
         if not row.done.done():
             row.done.set_result(Completion(text, row.logprob, len(row.generated), reason))
         return True
@@ -324,7 +337,9 @@ def sample(logits: Tensor, temperatures: list[float], uniforms: list[float]) -> 
     greedy = temperature == 0
     scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
     cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
-    u = torch.tensor(uniforms, device=logits.device)[:, None] * cumulative[:, -1:]
+    total = cumulative[:, -1:]
+    u = torch.tensor(uniforms, device=logits.device)[:, None] * total
+    u = torch.minimum(u, torch.nextafter(total, torch.zeros_like(total)))  # a number that rounds to 1 is still below it
     drawn = torch.searchsorted(cumulative, u, right=True).clamp(max=logits.shape[-1] - 1).squeeze(-1)
     tokens = torch.where(greedy, logits.argmax(dim=-1), drawn)
     logprobs = logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)

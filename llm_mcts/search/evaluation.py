@@ -4,21 +4,20 @@ AlphaGo's mix is V = (1 - lambda) v + lambda z. A finished solution is worth wha
 no answer is worth 0 by definition. Where no critic is given, solutions are judged by agreement with the others.
 """
 
-import asyncio
-import math
 from collections import Counter
 from collections.abc import Sequence
 
-from llm_mcts.errors import ConfigError, CriticError
+from llm_mcts.concurrency import gather_all
+from llm_mcts.errors import ConfigError, CriticError, PolicyError
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Critic, Policy, State, Trace
 
 
 class Agreement:
-    """Self-consistency as a critic: a solution scores the share of all solutions seen so far that have its answer.
+    """Self-consistency as a critic: a solution scores its answer's share of all answers seen so far.
 
-    One instance serves one question. It knows nothing of unfinished solutions.
+    One instance serves one question. It knows nothing of unfinished solutions, and none without an answer is shown to it.
     """
 
     def __init__(self) -> None:
@@ -36,6 +35,20 @@ class Agreement:
         return [0.0 if s.answer is None else self._votes[s.answer] / total for s in states]
 
 
+async def completions(policy: Policy, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
+    """`n` completions of `state` by the policy, held to its contract.
+
+    Raises:
+        PolicyError: another number of completions, or an unfinished one; the message names the question.
+    """
+    ends = list(await policy.rollout(state, n, seed, temperature))
+    if len(ends) != n:
+        raise PolicyError(f"policy returned {len(ends)} completions of question {state.question!r}; expected {n}")
+    if not all(end.terminal for end in ends):
+        raise PolicyError(f"policy returned an unfinished completion of question {state.question!r}; expected whole solutions")
+    return ends
+
+
 async def critic_scores(critic: Critic, states: Sequence[State]) -> list[float]:
     """The critic's scores, held to its contract; finished solutions without an answer score 0 and cost nothing.
 
@@ -43,11 +56,11 @@ async def critic_scores(critic: Critic, states: Sequence[State]) -> list[float]:
         CriticError: wrong number of scores, NaN, or a score outside [0, 1]; the message names the question.
     """
     asked = [s for s in states if not (s.terminal and s.answer is None)]
-    scores = list(await critic.score(asked)) if asked else []
+    scores = list(await critic.score(asked) or []) if asked else []
     if len(scores) != len(asked):
         raise CriticError(f"critic returned {len(scores)} scores for {len(asked)} states of question {asked[0].question!r}")
     for state, score in zip(asked, scores, strict=True):
-        if math.isnan(score) or not 0.0 <= score <= 1.0:
+        if not isinstance(score, int | float) or not 0.0 <= score <= 1.0:
             raise CriticError(f"critic returned {score} for question {state.question!r}; expected a number in [0, 1]")
     left = iter(scores)
     return [0.0 if s.terminal and s.answer is None else next(left) for s in states]
@@ -67,9 +80,9 @@ async def evaluate_leaves(
         if leaf.terminal or not completed:
             return []
         leaf_seed = derive_seed(seed, tree.question, leaf.key(), "rollout")
-        return await policy.rollout(tree.state(leaf), rollouts, leaf_seed)
+        return await completions(policy, tree.state(leaf), rollouts, leaf_seed)
 
-    ends = await asyncio.gather(*(complete(leaf) for leaf in leaves))
+    ends = await gather_all(complete(leaf) for leaf in leaves)
     judged = [leaf for leaf in leaves if leaf.terminal or rollout_weight < 1]
     states = [tree.state(leaf) for leaf in judged] + [end for group in ends for end in group]
     scores = await critic_scores(critic, states)

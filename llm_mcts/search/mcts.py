@@ -9,12 +9,13 @@ then expand and evaluate together, then back up in order. The tree therefore dep
 not on how fast the replies came.
 """
 
-import asyncio
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
+from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, PolicyError, suggest
-from llm_mcts.search.evaluation import Agreement, evaluate_leaves, tree_traces
+from llm_mcts.search.evaluation import Agreement, completions, critic_scores, evaluate_leaves, tree_traces
 from llm_mcts.search.expansion import priors
 from llm_mcts.search.sampling import choose
 from llm_mcts.search.selection import RULES
@@ -59,9 +60,9 @@ class MCTSConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"mcts.{name} is {getattr(self, name)}; expected at least 1")
         for name in ("c_puct", "rollouts", "virtual_loss"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"mcts.{name} is {getattr(self, name)}; expected at least 0")
-        if not 0 <= self.rollout_weight <= 1 or self.prior_temperature <= 0:
+            if not 0 <= getattr(self, name) < inf:
+                raise ConfigError(f"mcts.{name} is {getattr(self, name)}; expected a finite number, at least 0")
+        if not 0 <= self.rollout_weight <= 1 or not 0 < self.prior_temperature < inf:
             raise ConfigError(
                 f"mcts with rollout_weight={self.rollout_weight}, prior_temperature={self.prior_temperature}; "
                 "expected rollout_weight in [0, 1] and prior_temperature above 0"
@@ -78,14 +79,14 @@ async def mcts(question: str, policy: Policy, critic: Critic | None, config: MCT
         PolicyError: the policy proposed no step where one was due.
         CriticError: the critic broke its contract.
     """
+    if critic is None and config.answer == "value":
+        raise ConfigError("mcts.answer is 'value' and there is no critic to choose by; give it one, or set answer to vote")
     if critic is None and config.rollouts == 0:
         raise ConfigError("mcts has no critic and mcts.rollouts is 0; give it a critic or set rollouts to at least 1")
     search = _Search(Tree(question), policy, critic, config, seed)
-    done = 0
+    done = await search.simulate(1)  # the root is evaluated alone
     while done < config.num_simulations:
-        wave = min(config.num_parallel, config.num_simulations - done) if done else 1  # the root is evaluated alone
-        await search.simulate(wave)
-        done += wave
+        done += await search.simulate(min(config.num_parallel, config.num_simulations - done))
     return await search.result()
 
 
@@ -99,10 +100,13 @@ class _Search:
         self.rollout_weight = config.rollout_weight if self.judged else 1.0
         self.select = RULES[config.selection]
 
-    async def simulate(self, wave: int) -> None:
-        """Run `wave` simulations together: selection, expansion, evaluation, backup."""
+    async def simulate(self, wave: int) -> int:
+        """Run up to `wave` simulations together: selection, expansion, evaluation, backup. Returns how many were run.
+
+        Of several that reach the same new leaf one counts; the others are taken back, as if they had not begun.
+        """
         leaves = [self._enter(self.tree.root) for _ in range(wave)]
-        await asyncio.gather(*(self._expand(leaf) for leaf in _distinct(leaves) if self._expandable(leaf)))
+        await gather_all(self._expand(leaf) for leaf in _distinct(leaves) if self._expandable(leaf))
         for i, leaf in enumerate(leaves):
             if leaf.children:
                 _in_flight(leaf, -1)
@@ -110,9 +114,12 @@ class _Search:
         new = [leaf for leaf in _distinct(leaves) if leaf.value is None]
         rollouts, weight = self.config.rollouts, self.rollout_weight
         await evaluate_leaves(self.tree, new, self.policy, self.critic, rollouts, weight, self.seed)
+        counted = [leaf for i, leaf in enumerate(leaves) if leaf not in new or leaf not in leaves[:i]]
         for leaf in leaves:
             _in_flight(leaf, -1)
+        for leaf in counted:
             backup(leaf)
+        return len(counted)
 
     def _enter(self, node: Node) -> Node:
         """Selection: go down from `node` to a leaf and leave a virtual loss on the whole way from the root."""
@@ -150,7 +157,9 @@ class _Search:
             node = max(node.children, key=lambda child: child.visit_count)
         state = self.tree.state(node)
         if not state.terminal:
-            (state,) = await self.policy.rollout(state, 1, self.seed, temperature=0.0)
+            (state,) = await completions(self.policy, state, 1, self.seed, temperature=0.0)
+            scores = await critic_scores(self.critic, [state]) if self.judged else [None]
+            traces.append(Trace(state, scores[0]))
         same = sum(n.visit_count for n in self.tree.nodes() if n.terminal and n.step.answer == state.answer)
         ends = sum(n.visit_count for n in self.tree.nodes() if n.terminal)
         confidence = same / ends if ends and state.answer is not None else 0.0

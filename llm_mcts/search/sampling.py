@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_mcts.errors import ConfigError
-from llm_mcts.search.evaluation import critic_scores
+from llm_mcts.search.evaluation import completions, critic_scores
 from llm_mcts.search.voting import best_trace, empty_state, vote
 from llm_mcts.seeding import derive_seed
 from llm_mcts.types import Critic, Policy, SearchResult, State, Trace
@@ -26,7 +26,7 @@ class SelfConsistencyConfig:
     """Independent solutions, at least 1."""
 
     def __post_init__(self) -> None:
-        _require_samples(self.num_samples)
+        _require_samples("self_consistency", self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class BestOfNConfig:
     """value: the best-scored solution; vote: the answer with the largest sum of scores."""
 
     def __post_init__(self) -> None:
-        _require_samples(self.num_samples)
+        _require_samples("best_of_n", self.num_samples)
         if self.answer not in ("value", "vote"):
             raise ConfigError(f"best_of_n.answer is '{self.answer}'; expected value or vote")
 
 
-def _require_samples(n: int) -> None:
+def _require_samples(search: str, n: int) -> None:
     if n < 1:
-        raise ConfigError(f"num_samples is {n}; expected at least 1")
+        raise ConfigError(f"{search}.num_samples is {n}; expected at least 1")
 
 
 async def greedy(question: str, policy: Policy, critic: Critic | None, config: GreedyConfig, seed: int) -> SearchResult:
     """The most likely token at every place. A critic, if given, only says how sure it is."""
-    (state,) = await policy.rollout(State(question), 1, seed, temperature=0.0)
+    (state,) = await completions(policy, State(question), 1, seed, temperature=0.0)
     trace = Trace(state, (await critic_scores(critic, [state]))[0] if critic else None)
-    confidence = 1.0 if trace.score is None else trace.score
+    confidence = float(state.answer is not None) if trace.score is None else trace.score
     return SearchResult(question, state.answer, state, confidence, [trace])
 
 
@@ -61,7 +61,7 @@ async def self_consistency(
     question: str, policy: Policy, critic: Critic | None, config: SelfConsistencyConfig, seed: int
 ) -> SearchResult:
     """The most frequent answer of `num_samples` solutions (Wang et al. 2022). No critic is asked."""
-    states = await policy.rollout(State(question), config.num_samples, derive_seed(seed, question, "samples"))
+    states = await completions(policy, State(question), config.num_samples, derive_seed(seed, question, "samples"))
     traces = [Trace(state) for state in states]
     return choose(question, traces, "vote")
 
@@ -76,7 +76,7 @@ async def best_of_n(question: str, policy: Policy, critic: Critic | None, config
     """
     if critic is None:
         raise ConfigError("best_of_n has no critic to choose by; give it one, or use self_consistency")
-    states = await policy.rollout(State(question), config.num_samples, derive_seed(seed, question, "samples"))
+    states = await completions(policy, State(question), config.num_samples, derive_seed(seed, question, "samples"))
     scores = await critic_scores(critic, states)
     return choose(question, [Trace(s, v) for s, v in zip(states, scores, strict=True)], config.answer)
 

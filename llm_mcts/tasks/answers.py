@@ -9,22 +9,36 @@ import re
 from fractions import Fraction
 
 _MARKERS = [
-    re.compile(r"####[ \t]*([^\n]*)"),
+    re.compile(r"####"),
     None,  # \boxed{...}, found by matching braces
-    re.compile(r"\b(?:final\s+)?answer\s*(?:is|:|=)\s*:?[ \t]*([^\n]*)", re.IGNORECASE),
-    re.compile(r"^[ \t]*A:[ \t]*([^\n]*)", re.MULTILINE),
+    re.compile(r"\b(?:final\s+)?answer\s*(?:is\b|:|=)\s*:?", re.IGNORECASE),
+    re.compile(r"^[ \t]*A:", re.MULTILINE),
 ]
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _CURRENCY = "$€£¥"
+_MOST_DIGITS = 1000
+"""A longer run of digits is text, not a number."""
+_UNIT = re.compile(rf"\s*[%{_CURRENCY}°]?(?:(?:[a-z]{{2,}}|[mghs]\b|\s|\.|,|;|:|!).*)?", re.IGNORECASE | re.DOTALL)
+"""What may stand behind a number: a sign, or words; "5x" and "5½" are no numbers."""
+_FACTORS = re.compile(r"\b(?:dozens?|hundreds?|thousands?|[mbtr]+illions?|half|halves|thirds?|quarters?|or|k)\b", re.IGNORECASE)
+"""Words that change a number instead of naming its unit."""
 
 
 def extract_answer(text: str) -> str | None:
     """Return the normalised final answer that `text` states, or None where it states none."""
     for marker in _MARKERS:
-        stated = _last_boxed(text) if marker is None else (marker.findall(text) or [None])[-1]
-        if stated is not None and (answer := normalise_answer(stated)):
-            return answer
+        stated = [_last_boxed(text)] if marker is None else _statements(text, marker)
+        for candidate in reversed(stated):
+            if candidate is not None and (answer := normalise_answer(candidate)):
+                return answer
     return None
+
+
+def _statements(text: str, marker: re.Pattern[str]) -> list[str | None]:
+    """What follows each occurrence of `marker`, up to the next one or the end of the line."""
+    found = list(marker.finditer(text))
+    stops = [*(match.start() for match in found[1:]), len(text)]
+    return [text[match.end() : stop].lstrip(" \t").split("\n", 1)[0] for match, stop in zip(found, stops, strict=False)]
 
 
 def _last_boxed(text: str) -> str | None:
@@ -45,43 +59,48 @@ def normalise_answer(answer: str) -> str:
 
     Idempotent. An empty string means that nothing was stated.
     """
-    text = answer.strip()
+    before, text = None, answer
+    while text != before:
+        before, text = text, _normalise_once(text)
+    return text
+
+
+def _normalise_once(text: str) -> str:
+    """Take one layer of dress off: boxes, LaTeX, emphasis, closing punctuation."""
     boxed = _last_boxed(text)
-    if boxed is not None:
-        text = boxed
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("\\!", "").replace("\\,", "").replace("\u2212", "-")
+    text = text if boxed is None else boxed
+    for dress, plain in (("\\$", "$"), ("\\%", "%"), ("{,}", ","), ("$$", ""), ("\u2212", "-")):
+        text = text.replace(dress, plain)
+    text = re.sub(r"\\[!,()\[\]]", "", text)
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
-    text = text.strip().strip("*`").strip()
-    text = text.rstrip(".,;:!").strip()
+    text = text.strip().strip("*`").strip().rstrip(".,;:!").strip()
     number = parse_number(text)
-    if number is not None:
-        return format_number(number)
-    return " ".join(text.lower().split())
+    return " ".join(text.lower().split()) if number is None else format_number(number)
 
 
 def parse_number(text: str) -> Fraction | None:
-    """Read a number with optional currency sign, thousands commas, percent sign, unit words or a simple fraction.
+    r"""Read a number with optional currency sign, thousands commas, percent sign, unit words, or a simple fraction.
 
-    Returns None for anything else, such as two numbers or a formula: "3 or 4" is no number.
+    Returns None for anything else, such as two numbers, a formula, or a number with a factor: "3 or 4" and "5 million"
+    are no numbers here.
     """
-    text = text.strip()
-    text = re.sub(r"\\d?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text)
-    sign = -1 if re.match(rf"-\s*[{_CURRENCY}]", text) else 1
-    text = re.sub(rf"^-?\s*[{_CURRENCY}]\s*", "", text) if sign == -1 else re.sub(rf"^[{_CURRENCY}]\s*", "", text)
+    text = re.sub(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text.strip())
+    signed_currency = re.match(rf"(-?)\s*[{_CURRENCY}]\s*", text)
+    negative = bool(signed_currency and signed_currency.group(1))
+    text = text[signed_currency.end() :] if signed_currency else text
     match = _NUMBER.match(text)
-    if not match:
+    if not match or len(match.group()) > _MOST_DIGITS or (negative and match.group()[0] in "+-"):
         return None
     value = Fraction(match.group().replace(",", ""))
-    rest = text[match.end() :].strip()
-    if fraction := re.match(r"/\s*(\d+)(?![\d.,]*\d)", rest):
+    rest = text[match.end() :]
+    if fraction := re.match(r"\s*/\s*(\d{1,1000})(?![\d.,]*\d)", rest):
         if int(fraction.group(1)) == 0:
             return None
         value /= int(fraction.group(1))
-        rest = rest[fraction.end() :].strip()
-    # What may follow is a unit: words and signs without any digit or operator.
-    if re.search(r"[\d+*/=^\\<>()\-]", rest.replace("-", "", 0)) or " or " in f" {rest.lower()} ":
+        rest = rest[fraction.end() :]
+    if re.search(r"[\d+*/=^\\<>()\-]", rest) or not _UNIT.fullmatch(rest) or _FACTORS.search(rest):
         return None
-    return sign * value
+    return -value if negative else value
 
 
 def format_number(value: Fraction) -> str:

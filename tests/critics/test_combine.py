@@ -1,0 +1,123 @@
+"""The weighted sum of critics, by hand."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from critics.combine import CriticWeights, WeightedCritic
+from llm_mcts.errors import ConfigError, CriticError
+from llm_mcts.types import Critic, State, Step
+
+OPEN = State("q", (Step("a"),))
+LONGER = State("q", (Step("a"), Step("b")))
+DONE = State("q", (Step("a"), Step("#### 1", terminal=True, answer="1")))
+
+
+class Fixed:
+    """A critic that gives out numbers by the count of steps and remembers what it was asked."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores, self.asked = scores, list[list[State]]()
+
+    async def score(self, states: Sequence[State]) -> list[float]:
+        self.asked.append(list(states))
+        return [self.scores[len(s.steps) - 1] for s in states]
+
+
+def score(critic: Critic, *states: State) -> list[float]:
+    return asyncio.run(critic.score(states))
+
+
+def test_it_is_a_critic() -> None:
+    assert isinstance(WeightedCritic(Fixed(0.5)), Critic)
+
+
+def test_an_unfinished_solution_gets_the_weighted_mean_of_value_and_prm() -> None:
+    # (3 * 0.2 + 1 * 0.6) / 4 = 0.3 after one step, (3 * 0.9 + 1 * 0.1) / 4 = 0.7 after two.
+    critic = WeightedCritic(Fixed(0.2, 0.9), Fixed(0.6, 0.1), weights=CriticWeights(3.0, 1.0))
+    assert score(critic, OPEN, LONGER) == pytest.approx([0.3, 0.7], abs=1e-12)
+
+
+def test_alphallms_weights_are_the_default() -> None:
+    assert score(WeightedCritic(Fixed(0.2), Fixed(0.7)), OPEN) == pytest.approx([0.45], abs=1e-12)
+
+
+def test_the_orm_judges_finished_solutions_alone_and_order_is_kept() -> None:
+    value, prm, orm = Fixed(0.2, 0.4), Fixed(0.6, 0.8), Fixed(-1.0, 0.9)
+    # OPEN: (0.2 + 0.6) / 2 = 0.4; LONGER: (0.4 + 0.8) / 2 = 0.6; DONE: 0.9.
+    assert score(WeightedCritic(value, prm, orm), DONE, OPEN, DONE, LONGER) == pytest.approx([0.9, 0.4, 0.9, 0.6], abs=1e-12)
+    assert value.asked == prm.asked == [[OPEN, LONGER]]
+    assert orm.asked == [[DONE, DONE]]
+
+
+def test_without_an_orm_value_and_prm_judge_the_end_too() -> None:
+    # (1 * 0.4 + 3 * 0.8) / 4 = 0.7
+    critic = WeightedCritic(Fixed(0.0, 0.4), Fixed(0.0, 0.8), weights=CriticWeights(1.0, 3.0))
+    assert score(critic, DONE) == pytest.approx([0.7], abs=1e-12)
+
+
+def test_an_orm_alone_judges_everything() -> None:
+    assert score(WeightedCritic(orm=Fixed(0.3, 0.9)), OPEN, DONE) == [0.3, 0.9]
+
+
+@pytest.mark.parametrize("make", [lambda c: WeightedCritic(value=c), lambda c: WeightedCritic(prm=c)], ids=["value", "prm"])
+def test_one_critic_alone_is_passed_through(make: Callable[[Critic], WeightedCritic]) -> None:
+    assert score(make(Fixed(0.25, 0.75)), OPEN, DONE) == [0.25, 0.75]
+
+
+def test_a_weight_of_zero_means_never_asked() -> None:
+    value, prm = Fixed(0.2), Fixed(0.6)
+    assert score(WeightedCritic(value, prm, weights=CriticWeights(0.0, 2.0)), OPEN) == pytest.approx([0.6], abs=1e-12)
+    assert value.asked == []
+
+
+def test_nothing_to_score_asks_no_one() -> None:
+    value = Fixed(0.2)
+    assert score(WeightedCritic(value)) == []
+    assert value.asked == []
+
+
+def test_rounding_does_not_leave_the_unit_interval() -> None:
+    weights = CriticWeights(0.1, 0.7)  # in floating point (0.1 + 0.7) / 0.8 could be a hair off 1
+    [top] = score(WeightedCritic(Fixed(1.0), Fixed(1.0), weights=weights), OPEN)
+    assert 1.0 - 1e-12 <= top <= 1.0
+
+
+def test_no_critic_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no critic"):
+        WeightedCritic()
+    with pytest.raises(ConfigError, match="no critic"):
+        WeightedCritic(Fixed(0.5), weights=CriticWeights(value=0.0))
+    with pytest.raises(ConfigError, match="value=-1"):
+        CriticWeights(value=-1.0)
+
+
+def test_a_critic_that_fails_is_heard() -> None:
+    class Broken(Fixed):
+        async def score(self, states: Sequence[State]) -> list[float]:
+            raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match="out of order"):
+        score(WeightedCritic(Fixed(0.5), Broken()), OPEN)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 7.0, -0.1])
+def test_no_number_and_no_score_out_of_range_passes(bad: float) -> None:
+    for critic in (
+        WeightedCritic(Fixed(bad), Fixed(0.5)),
+        WeightedCritic(Fixed(0.5), Fixed(bad)),
+        WeightedCritic(orm=Fixed(bad)),
+    ):
+        with pytest.raises(CriticError, match=str(bad)):
+            score(critic, OPEN)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_wrong_number_of_scores_is_named(count: int) -> None:
+    class Miscounting(Fixed):
+        async def score(self, states: Sequence[State]) -> list[float]:
+            return [0.5] * count
+
+    with pytest.raises(CriticError, match=f"{count} scores for 2 states"):
+        score(WeightedCritic(Miscounting()), OPEN, LONGER)

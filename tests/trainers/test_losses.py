@@ -1,0 +1,98 @@
+"""Every loss by hand."""
+
+from math import log
+
+import pytest
+import torch
+
+from trainers.losses import IGNORE, next_token_loss, score_cross_entropy, score_mse
+
+LN2, LN3 = log(2), log(3)
+
+
+def test_next_token_loss_by_hand() -> None:
+    # Position 0 gives token 1 probability 3/4, position 1 gives token 0 probability 1/2; the last position predicts nothing.
+    # (-ln 3/4 - ln 1/2) / 2 = (0.287682 + 0.693147) / 2 = 0.490415
+    logits = torch.tensor([[[0.0, LN3], [5.0, 5.0], [99.0, -99.0]]])
+    labels = torch.tensor([[0, 1, 0]])
+    assert next_token_loss(logits, labels).item() == pytest.approx(0.490415, abs=1e-6)
+
+
+def test_next_token_loss_skips_what_does_not_count() -> None:
+    logits = torch.tensor([[[0.0, LN3], [5.0, 5.0], [99.0, -99.0]]])
+    # Only label 2 counts, predicted by position 1: ln 2. Then only label 1, predicted by position 0: -ln 3/4.
+    assert next_token_loss(logits, torch.tensor([[IGNORE, IGNORE, 0]])).item() == pytest.approx(LN2, abs=1e-6)
+    assert next_token_loss(logits, torch.tensor([[0, 1, IGNORE]])).item() == pytest.approx(-log(0.75), abs=1e-6)
+
+
+def test_next_token_loss_is_a_mean_over_tokens_not_over_rows() -> None:
+    # Row 0 has two tokens of ln 2 each, row 1 one token of -ln 3/4: (0.693147 * 2 + 0.287682) / 3 = 0.557992
+    logits = torch.tensor([[[0.0, 0.0]] * 3, [[0.0, LN3]] * 3])
+    labels = torch.tensor([[IGNORE, 0, 1], [IGNORE, 1, IGNORE]])
+    assert next_token_loss(logits, labels).item() == pytest.approx(0.557992, abs=1e-6)
+
+
+def test_next_token_loss_moves_only_what_predicts() -> None:
+    logits = torch.zeros(1, 4, 3, requires_grad=True)
+    next_token_loss(logits, torch.tensor([[0, IGNORE, 2, IGNORE]])).backward()
+    assert logits.grad is not None
+    # d/dlogit of -log softmax is p - 1 at the label and p elsewhere, at position 1 alone: one token counts.
+    expected = torch.zeros(1, 4, 3)
+    expected[0, 1] = torch.tensor([1 / 3, 1 / 3, -2 / 3])
+    assert torch.allclose(logits.grad, expected, atol=1e-6)
+
+
+def test_next_token_loss_in_half_precision_is_computed_in_float32() -> None:
+    logits = torch.tensor([[[0.0, LN3], [0.0, 0.0]]], dtype=torch.bfloat16)
+    loss = next_token_loss(logits, torch.tensor([[IGNORE, 1]]))
+    assert loss.dtype == torch.float32
+    # ln 3 = 1.0986 rounds to 1.1015625 in bfloat16: ln(1 + e^-1.1015625) = 0.286943
+    assert loss.item() == pytest.approx(0.286943, abs=1e-6)
+
+
+# Rows for the score losses: sigmoid(ln 3) = 3/4, sigmoid(0) = 1/2, sigmoid(-ln 3) = 1/4.
+LOGITS = torch.tensor([[LN3, 0.0, 50.0], [-LN3, -50.0, 50.0]])
+LABELS = torch.tensor([[1.0, 0.25, 0.0], [1.0, 1.0, 0.0]])
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+def test_score_mse_by_hand() -> None:
+    # (3/4 - 1)^2 = 0.0625, (1/2 - 1/4)^2 = 0.0625, (1/4 - 1)^2 = 0.5625: 0.6875 / 3 = 0.229167
+    assert score_mse(LOGITS, LABELS, MASK).item() == pytest.approx(0.229167, abs=1e-6)
+
+
+def test_score_cross_entropy_by_hand() -> None:
+    # -ln 3/4 = 0.287682; -(1/4 ln 1/2 + 3/4 ln 1/2) = 0.693147; -ln 1/4 = 1.386294: 2.367124 / 3 = 0.789041
+    assert score_cross_entropy(LOGITS, LABELS, MASK).item() == pytest.approx(0.789041, abs=1e-6)
+
+
+def test_a_soft_label_is_met_at_its_logit() -> None:
+    """Both losses have their minimum where sigmoid(logit) = label; the cross-entropy there is the label's entropy."""
+    mask, label = torch.ones(1, 1, dtype=torch.bool), torch.tensor([[0.75]])
+    for loss in (score_mse, score_cross_entropy):
+        logit = torch.tensor([[LN3]], requires_grad=True)
+        loss(logit, label, mask).backward()
+        assert logit.grad is not None
+        assert logit.grad.abs().item() < 1e-6
+    # -(3/4 ln 3/4 + 1/4 ln 1/4) = 0.562335
+    assert score_cross_entropy(torch.tensor([[LN3]]), label, mask).item() == pytest.approx(0.562335, abs=1e-6)
+
+
+def test_gradients_by_hand() -> None:
+    mask = torch.tensor([[True, True, False]])
+    labels = torch.tensor([[1.0, 0.0, 1.0]])
+    mse, entropy = (torch.tensor([[LN3, 0.0, 9.0]], requires_grad=True) for _ in range(2))
+    score_mse(mse, labels, mask).backward()
+    score_cross_entropy(entropy, labels, mask).backward()
+    assert mse.grad is not None
+    assert entropy.grad is not None
+    # MSE: 2 (p - y) p (1 - p) / 2: (-1/4)(3/4)(1/4) = -0.046875 and (1/2)(1/4) = 0.125. Cross-entropy: (p - y) / 2.
+    assert mse.grad.tolist() == [pytest.approx([-0.046875, 0.125, 0.0], abs=1e-6)]
+    assert entropy.grad.tolist() == [pytest.approx([-0.125, 0.25, 0.0], abs=1e-6)]
+
+
+def test_extreme_logits_stay_finite() -> None:
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    logits, wrong = torch.tensor([[200.0, -200.0]]), torch.tensor([[0.0, 1.0]])
+    assert score_cross_entropy(logits, wrong, mask).item() == pytest.approx(200.0)
+    assert score_mse(logits, wrong, mask).item() == pytest.approx(1.0)
