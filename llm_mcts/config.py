@@ -79,11 +79,6 @@ def _build(cls: type[C], data: Mapping[str, Any]) -> C:
     try:
         return cls(**vars(parser.instantiate_classes(parser.parse_object(dict(data)))))
     except ArgumentError as error:
-        cause: BaseException | None = error
-        while cause is not None:  # a dataclass's own check comes wrapped
-            if isinstance(cause, ConfigError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
         raise ConfigError(" ".join(str(error).split())) from error
 
 

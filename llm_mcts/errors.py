@@ -39,4 +39,6 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the closest of `known`, else a list of what is known."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
+    if not known:
+        return "; expected none"
     return f"; did you mean '{close[0]}'?" if close else f"; expected one of {', '.join(known)}"

@@ -5,7 +5,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def paired_difference(a: Sequence[Record], b: Sequence[Record]) -> PairedDiffere
 
 @dataclass(frozen=True)
 class Score:
-    """One method's row in a report. Everything but the accuracy is a mean per question."""
+    """One method's row in a report: counts and total usage over all its questions."""
 
     method: str
     n: int
@@ -139,11 +140,32 @@ def to_markdown(scores: Sequence[Score]) -> str:
         low, high = s.interval
         n = max(1, s.n)
         lines.append(
-            f"| {s.method} | {s.n} | {100 * s.accuracy:.1f} % | {100 * low:.1f} – {100 * high:.1f} | "
+            f"| {s.method.replace('|', chr(92) + '|')} | {s.n} | {100 * s.accuracy:.1f} % | {100 * low:.1f} – {100 * high:.1f} | "
             f"{s.usage.generated_tokens / n:.0f} | {s.usage.lm_calls / n:.1f} | {s.usage.critic_calls / n:.1f} | "
             f"{s.usage.seconds / n:.2f} | {s.failed} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def check_methods(methods: Mapping[str, Any]) -> None:
+    """Refuse labels that could not name a file, and searches that do not exist.
+
+    Raises:
+        ConfigError: the offending label or search is named.
+    """
+    for label, search in methods.items():
+        check_label(label)
+        build_search(search)
+
+
+def check_label(label: str) -> None:
+    """Refuse a label that could not name a file.
+
+    Raises:
+        ConfigError: the label is named.
+    """
+    if not re.fullmatch(r"[\w.+-]+", label) or label.startswith("."):
+        raise ConfigError(f"method label {label!r} is not usable; expected letters, digits, '_', '-', '+' and '.'")
 
 
 @dataclass(frozen=True)
@@ -170,8 +192,7 @@ class EvaluateConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         if not self.methods:
             raise ConfigError("methods is empty; expected a label for each search, such as greedy: greedy")
-        for search in self.methods.values():
-            build_search(search)
+        check_methods(self.methods)
 
 
 @dataclass(frozen=True)
@@ -229,6 +250,8 @@ def evaluate_methods(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write report.md, report.json, report.csv and each method's records as JSON lines."""
+    for label in evaluation.records:
+        check_label(label)
     write_atomically(folder / "report.md", evaluation.markdown.encode())
     write_atomically(folder / "report.json", json.dumps(evaluation.to_dict(), indent=2).encode() + b"\n")
     write_atomically(folder / "report.csv", to_csv(evaluation.scores).encode())

@@ -49,7 +49,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line of text."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Meter]:

@@ -62,6 +62,8 @@ async def run_questions(
     Only the question's text reaches `solve`. An exception becomes the record's `error`, and the others go on; but an
     error in the configuration or a model would hit every question and is raised.
     """
+    if concurrency < 1:
+        raise ConfigError(f"concurrency is {concurrency}; expected at least 1")
     gate = asyncio.Semaphore(concurrency)
 
     async def one(problem: Problem) -> Record:

@@ -9,5 +9,5 @@ import hashlib
 
 def derive_seed(seed: int, *parts: object) -> int:
     """A 63-bit seed for one purpose: a hash of the parent seed and the purpose's parts (by their text)."""
-    text = "/".join([str(seed), *map(str, parts)])
+    text = repr((seed, *map(str, parts)))  # quoted, so that no two lists of parts read the same
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

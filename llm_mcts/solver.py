@@ -62,6 +62,8 @@ def build_search(search: str | Mapping[str, Any]) -> tuple[str, Any]:
     Raises:
         ConfigError: no such search or setting, or a value it refuses.
     """
+    if not isinstance(search, str | Mapping):
+        raise ConfigError(f"search is {search!r}; expected a name, or a mapping with a name and settings")
     settings = {"name": search} if isinstance(search, str) else dict(search)
     name = settings.pop("name", "mcts")
     if name not in SEARCHES:

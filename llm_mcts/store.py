@@ -165,7 +165,7 @@ class RunDirectory:
             return run
         if run.path.exists() and not run.path.is_dir():
             raise ConfigError(f"{run.path} is a file; expected a folder for the run, choose another --out")
-        if run.path.exists() and any(file.suffix != ".tmp" for file in run.path.iterdir()):
+        if run.path.exists() and any(file.name != "config.yaml.tmp" for file in run.path.iterdir()):
             raise ConfigError(f"{run.path} is not empty and holds no run; choose another --out")
         plain = json.loads(json.dumps(config))  # tuples as lists
         write_atomically(run.config_file, yaml.safe_dump(plain, sort_keys=False).encode())

@@ -130,7 +130,9 @@ class Tree:
                     node = tree.root
                 else:
                     if not 0 <= row["parent"] < i:
-                        raise DataError(f"a tree record is broken (node {i} has parent {row['parent']}); expected an earlier one")
+                        raise DataError(
+                            f"a tree record is broken (node {i} has parent {row['parent']}); expected an earlier one"
+                        )
                     parent = nodes[row["parent"]]
                     node = Node(_step_from_dict(row), row["prior"], parent, len(parent.children))
                     parent.children.append(node)

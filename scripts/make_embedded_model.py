@@ -5,7 +5,8 @@
 
 Every demonstration is correct, but the demonstrators differ in patience: some work one operation a line, most work two
 in one line, a few all at once. A small model imitates their haste without their skill, so its most likely solution is
-often wrong where a patient one would have been right. That is the room search and training have to win.
+often wrong where a patient one would have been right; and their hardest problems have smaller numbers than the task's hard
+level. That is the room search and training have to win.
 """
 
 import argparse
@@ -23,9 +24,11 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llm_mcts.prompts import PromptConfig, PromptFormat
-from llm_mcts.tasks.arith import ArithProblem, stream
+from llm_mcts.tasks.arith import LEVELS, ArithProblem, LevelSpec, stream
 
 LEVEL_MIX = {"easy": 0.15, "medium": 0.25, "hard": 0.6}
+# The demonstrations' hard problems have smaller numbers than those of the task's hard level.
+SPECS = {**LEVELS, "hard": LevelSpec((4, 5), 30, 99)}
 CONTEXT = 512
 
 
@@ -42,7 +45,7 @@ def demonstration(problem: ArithProblem, rng: random.Random, patient: float, pai
 def demonstrations(seed: int, patient: float, pairs: float) -> Iterator[tuple[str, str]]:
     """Endless (question, solution) pairs over the levels of LEVEL_MIX, training split only."""
     rng = random.Random(f"demonstrations/{seed}")
-    streams = {level: stream("train", level, 1_000_000 + seed) for level in LEVEL_MIX}  # type: ignore[arg-type]
+    streams = {level: stream("train", level, 1_000_000 + seed, SPECS[level]) for level in LEVEL_MIX}  # type: ignore[arg-type]
     while True:
         level = rng.choices(list(LEVEL_MIX), weights=list(LEVEL_MIX.values()))[0]
         problem = next(streams[level])

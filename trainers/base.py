@@ -130,7 +130,7 @@ def fit(
     Raises:
         DataError: no row fits `max_length`.
     """
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     kept = [row for row in rows if len(row.ids) <= config.max_length and any(row.mask)]
     if not kept:
@@ -173,6 +173,7 @@ def fit(
             data_seed=seed,
         )
         trainer = LossTrainer(model=model, args=arguments, train_dataset=list(kept), data_collator=collate)
+        trainer.remove_callback(PrinterCallback)  # standard output belongs to the command's own result
         trainer.train()
     model.eval()
     tail = losses[-max(1, len(losses) // 10) :]

@@ -17,11 +17,11 @@ from typing import Any
 
 from critics.modeling import KINDS, HeadConfig, Kind
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.evaluate import PairedDifference, Score, paired_difference, to_markdown
+from llm_mcts.evaluate import PairedDifference, Score, check_methods, paired_difference, to_markdown
 from llm_mcts.progress import Reporter
 from llm_mcts.runner import Record, run_questions
 from llm_mcts.seeding import derive_seed
-from llm_mcts.solver import Solver, SolverConfig, build_search
+from llm_mcts.solver import Solver, SolverConfig
 from llm_mcts.store import Journal, RoundDirectory, RunDirectory, versions
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.tree import Tree
@@ -77,8 +77,9 @@ class SelfImproveConfig:
         for name in ("num_rounds", "train_questions", "eval_questions", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for search in self.methods.values():
-            build_search(search)
+        if not self.methods:
+            raise ConfigError("methods is empty; expected a label for each search, such as greedy: greedy")
+        check_methods(self.methods)
         if unknown := set(self.critics) - set(KINDS):
             raise ConfigError(f"critics holds {', '.join(sorted(unknown))}; expected any of {', '.join(KINDS)}")
 
@@ -114,9 +115,8 @@ class _Loop:
         for number in range(1, self.config.num_rounds + 1):
             self._round(number)
         report = self._report()
-        self.reporter.say(
-            f"{report['markdown']}\n{time.perf_counter() - started:.0f} s in this process; {self.directory.path}/report.md"
-        )
+        seconds = time.perf_counter() - started
+        self.reporter.say(f"{seconds:.0f} s in this process; the report is in {self.directory.path}/report.md")
         return report
 
     def _round(self, number: int) -> None:

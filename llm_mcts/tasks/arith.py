@@ -6,7 +6,7 @@ and the hash, not the seed, decides whether a problem belongs to train, dev or t
 
     easy    2 operations, numbers to 12, results to 50
     medium  3 operations, numbers to 20, results to 99
-    hard    4 or 5 operations, numbers to 30, results to 99
+    hard    4 or 5 operations, numbers to 35, results to 110
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class LevelSpec:
 LEVELS: dict[str, LevelSpec] = {
     "easy": LevelSpec((2,), 12, 50),
     "medium": LevelSpec((3,), 20, 99),
-    "hard": LevelSpec((4, 5), 30, 99),
+    "hard": LevelSpec((4, 5), 35, 110),
 }
 
 
@@ -188,7 +188,7 @@ def _buy_boxes(s: Story) -> None:
 
 def _give_friends(s: Story) -> None:
     k = s.rng.randint(2, 6)
-    m = s.rng.randint(1, max(1, (s.value(s.total) - 1) // k))
+    m = s.rng.randint(1, max(1, min(s.spec.largest_start, (s.value(s.total) - 1) // k)))
     s.tell("give friends", f"{s.name} gives {m} to each of {k} friends.", m, k)
     given = s.add("*", m, k, f"{s.name} gives away {{work}} {s.thing}.")
     s.total = s.add("-", s.total, given, f"Then {s.name} has {{work}} {s.thing} left.")
@@ -262,9 +262,8 @@ class ArithProblem:
         return f"{operand(op.left, op.symbol, False)} {op.symbol} {operand(op.right, op.symbol, True)}"
 
 
-def draw(rng: random.Random, level: Level) -> ArithProblem:
-    """Draw one problem of `level`; redraws until its operation count and sizes fit the level."""
-    spec = LEVELS[level]
+def draw(rng: random.Random, spec: LevelSpec) -> ArithProblem:
+    """Draw one problem; redraws until its operation count and sizes fit `spec`."""
     while True:
         name, friend = rng.sample(NAMES, 2)
         story = Story(rng, spec, name, friend, rng.choice(THINGS))
@@ -277,7 +276,7 @@ def draw(rng: random.Random, level: Level) -> ArithProblem:
         ending(story)
         results = [op.result for op in story.operations]
         proper = all(op.symbol != "/" or story.value(op.right) > 1 for op in story.operations)
-        if len(results) == target and proper and all(1 <= r <= spec.largest_total for r in results):
+        if len(results) == target and proper and min(story.numbers) > 0 and all(1 <= r <= spec.largest_total for r in results):
             signature = f"{' '.join(story.template)}|{' '.join(map(str, story.numbers))}"
             return ArithProblem(" ".join(story.told), tuple(story.operations), signature)
 
@@ -288,13 +287,16 @@ def split_of(signature: str) -> Split:
     return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
 
 
-def stream(split: Split, level: Level, seed: int) -> Iterator[ArithProblem]:
-    """Yield problems of a split and level without end, repetitions included; the same arguments give the same problems."""
+def stream(split: Split, level: Level, seed: int, spec: LevelSpec | None = None) -> Iterator[ArithProblem]:
+    """Yield problems of a split and level without end, repetitions included; the same arguments give the same problems.
+
+    `spec` takes the place of the level's own.
+    """
     if level not in LEVELS:
         raise ConfigError(f"arith has no level '{level}'{suggest(level, LEVELS)}")
     rng = random.Random(f"arith/{split}/{level}/{seed}")
     while True:
-        problem = draw(rng, level)
+        problem = draw(rng, spec or LEVELS[level])
         if split_of(problem.signature) == split:
             yield problem
 

@@ -26,6 +26,10 @@ class GSM8KTask(AnswerTask):
     """Training problems set aside as `dev`."""
     name: str = "gsm8k"
 
+    def __post_init__(self) -> None:
+        if self.held_out < 0:
+            raise ConfigError(f"gsm8k.held_out is {self.held_out}; expected at least 0")
+
     def load(self, split: str, limit: int | None = None, seed: int = 0) -> list[Problem]:
         """The first `limit` problems of train, dev or test, in the files' order (the seed plays no part).
 
@@ -62,5 +66,8 @@ class GSM8KTask(AnswerTask):
         question, solution = row.get("question"), row.get("answer")
         if not isinstance(question, str) or not isinstance(solution, str) or "####" not in solution:
             raise DataError(f'{where}: expected "question" and "answer" texts, the answer ending in "#### N"')
+        gold = extract_answer(solution[solution.rindex("####") :])
+        if gold is None:
+            raise DataError(f'{where}: nothing behind "####"; expected "#### N"')
         number = where.rsplit(":", 1)[1]
-        return Problem(f"gsm8k-{official}-{number}", question, extract_answer(solution), solution)
+        return Problem(f"gsm8k-{official}-{number}", question, gold, solution)

@@ -30,14 +30,15 @@ class JsonlTask(AnswerTask):
         """
         path = Path(self.path)
         file = path / f"{split}.jsonl" if path.is_dir() else path
-        problems: list[Problem] = []
-        for number, row in read_jsonl(file):
-            if limit is not None and len(problems) >= limit:
-                break
-            problems.append(self._problem(file, number, row))
+        problems: dict[str, Problem] = {}
+        for number, row in read_jsonl(file, exact=True):
+            problem = self._problem(file, number, row)
+            if problem.id in problems:
+                raise DataError(f"{file}:{number}: id {problem.id!r} stands twice; expected every id once")
+            problems[problem.id] = problem
         if not problems:
             raise DataError(f'{file} holds no problem; expected one JSON object with a "question" a line')
-        return problems
+        return list(problems.values())[:limit]
 
     def _problem(self, file: Path, number: int, row: dict[str, Any]) -> Problem:
         question, answer = row.get("question"), row.get("answer")
@@ -46,26 +47,27 @@ class JsonlTask(AnswerTask):
         if answer is not None and not isinstance(answer, str | int | float):
             raise DataError(f'{file}:{number}: "answer" is {answer!r}; expected a text or a number')
         text = None if answer is None else str(answer)
-        gold = None if text is None else extract_answer(text) or normalise_answer(text)
+        gold = None if text is None else extract_answer(text) or normalise_answer(text) or None
         solution = text if text is not None and "\n" in text else None
-        return Problem(str(row.get("id", f"{file.stem}-{number}")), question.strip(), gold, solution)
+        id_ = row.get("id")
+        return Problem(f"{file.stem}-{number}" if id_ is None else str(id_), question.strip(), gold, solution)
 
 
-def read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) of a JSON-lines file, blank lines skipped.
+def read_jsonl(file: Path, exact: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a JSON-lines file, blank lines skipped; `exact` keeps decimals as text.
 
     Raises:
         DataError: no such file, or a line that is no JSON object; the message names file and line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {file}: {error}; expected a UTF-8 file with one JSON object a line") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_float=str if exact else float)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{file}:{number}: not JSON ({error.msg} at column {error.colno}); expected one object a line"

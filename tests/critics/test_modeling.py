@@ -113,6 +113,7 @@ def test_with_lora_only_adapter_and_head_train(tiny_model: Path) -> None:
 def test_an_untrained_adapter_changes_nothing(tiny_model: Path) -> None:
     plain = CriticModel.create("prm", str(tiny_model), HEAD)
     adapted = CriticModel.create("prm", str(tiny_model), HEAD, lora=LoraSpec(rank=2))
+    adapted.head.load_state_dict(plain.head.state_dict())
     assert torch.allclose(logits(plain), logits(adapted), atol=1e-6)
 
 

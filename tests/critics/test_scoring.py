@@ -333,7 +333,7 @@ def test_a_failing_forward_reaches_every_caller_and_the_critic_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(model.backbone, "forward", broken)
         assert [(type(e), str(e)) for e in asyncio.run(run())] == [(RuntimeError, "the model broke")] * 3
-    assert_close([asyncio.run(run())], [[[plain_scores(model, one)[-1]] for one in STATES[:3]]])
+    assert_close(asyncio.run(run()), [[plain_scores(model, one)[-1]] for one in STATES[:3]])
 
 
 def test_a_cancelled_caller_harms_no_one(model: CriticModel) -> None:

@@ -202,8 +202,3 @@ def test_a_text_in_place_of_nested_settings_is_no_path(tmp_path: Path) -> None:
 
 def test_an_empty_value_is_no_number() -> None:
     refused({"count": None})
-
-
-@pytest.mark.xfail(strict=True, reason="the text 'null' of an optional text becomes None")
-def test_null_as_a_text() -> None:
-    assert load_config(Outer, {"middle": {"label": "null"}}).middle.label == "null"

@@ -76,8 +76,6 @@ def test_distinct_tokenisations_of_one_line_add_up() -> None:
     assert step.logprob == pytest.approx(-0.9808292530)  # ln(0.25 + 0.125) = ln 0.375
 
 
-
-
 @pytest.mark.parametrize(
     "samples",
     [
@@ -162,10 +160,7 @@ def test_an_empty_question_is_an_error(question: str) -> None:
         ({"temperature": -0.5}, "-0.5"),
         ({"max_step_tokens": 0}, "max_step_tokens=0"),
         ({"max_solution_tokens": -3}, "max_solution_tokens=-3"),
-        *(
-            pytest.param({"temperature": t}, str(t))
-            for t in (nan, inf)
-        ),
+        *(pytest.param({"temperature": t}, str(t)) for t in (nan, inf)),
     ],
 )
 def test_invalid_settings_are_named(values: dict[str, float], named: str) -> None:
@@ -228,11 +223,10 @@ def test_a_prompt_is_a_prefix_of_every_later_prompt() -> None:
     _, engine = scripted()
     policy = LMPolicy(engine, PromptFormat(PromptConfig(style="few_shot")))
     state = State("q")
-    for seed in range(3):
+    for seed in range(6):
         (step,) = run(policy.propose(state, 1, seed))
-        state = state.then(step)
-        if step.terminal:
-            break
+        if not step.terminal:
+            state = state.then(step)
     prompts = [r.prompt for r in engine.requests]
     assert len(prompts) > 1
     for earlier, later in itertools.pairwise(prompts):

@@ -1,6 +1,7 @@
 """Many questions at once: bounds, order, failures as records, and no gold answer on the way in. Seeds, too."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -202,6 +203,8 @@ def test_usage_counts_tasks_that_a_question_starts() -> None:
 
 def scripted_solver() -> tuple[Solver, ScriptedEngine]:
     def script(prompt: str) -> list[tuple[str, float]]:
+        if prompt.endswith("#### 7\n"):
+            return []
         return [("one step", 1.0)] if prompt.endswith("Answer:\n") else [("#### 7", 1.0)]
 
     engine = ScriptedEngine(script)
@@ -241,6 +244,8 @@ def test_gold_never_reaches_solve_nor_any_prompt(search: str) -> None:
 @pytest.mark.parametrize("search", ["self_consistency", "mcts"])
 def test_one_at_a_time_or_all_at_once_gives_the_same_records(search: str) -> None:
     def script(prompt: str) -> list[tuple[str, float]]:
+        if re.search(r"#### \d\n$", prompt):
+            return []
         if prompt.endswith("Answer:\n"):
             return [("go left", 0.5), ("go right", 0.5)]
         return [("#### 0", 0.3), ("#### 1", 0.3), ("#### 2", 0.4)]
@@ -275,7 +280,6 @@ def test_a_record_reads_back(record: Record) -> None:
     assert Record.from_dict(record.to_dict()) == record
 
 
-@pytest.mark.xfail(strict=True, raises=TimeoutError, reason="a concurrency of 0 waits for ever")
 def test_a_concurrency_of_none_is_refused() -> None:
     async def main() -> None:
         async with asyncio.timeout(0.2):
@@ -289,9 +293,9 @@ def test_a_concurrency_of_none_is_refused() -> None:
 
 
 def test_seeds_by_hand() -> None:
-    # printf '0/a/1' | b2sum -l 64 gives 6e551960183e18b3, and a seed is its upper 63 bits.
-    assert derive_seed(0, "a", 1) == 0x6E551960183E18B3 >> 1
-    assert derive_seed(7, "root", "q", 3) == 0xB529A00ED433F8A2 >> 1
+    # printf "(0, 'a', '1')" | b2sum -l 64 gives 86e6695a2966dc33, and a seed is its upper 63 bits.
+    assert derive_seed(0, "a", 1) == 0x86E6695A2966DC33 >> 1
+    assert derive_seed(7, "root", "q", 3) == 0xCE6B89163A5E63A2 >> 1
 
 
 @quick
@@ -306,6 +310,5 @@ def test_seeds_differ_by_every_part() -> None:
     assert len(found) == 5 * 2 * 10 * 10
 
 
-@pytest.mark.xfail(strict=True, reason="parts are joined by a slash that they may hold themselves")
 def test_a_slash_inside_a_part_is_no_boundary() -> None:
     assert derive_seed(0, "1/2 of 6", 1) != derive_seed(0, "1", "2 of 6", 1)

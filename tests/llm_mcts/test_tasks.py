@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.tasks import TASKS, TaskConfig, get_task
-from llm_mcts.tasks.arith import ArithProblem, ArithTask, Operation, Ref, distinct, draw, split_of, stream
+from llm_mcts.tasks.arith import LEVELS, ArithProblem, ArithTask, Operation, Ref, distinct, draw, split_of, stream
 from llm_mcts.tasks.base import AnswerTask, Task
 from llm_mcts.tasks.gsm8k import GSM8KTask
 from llm_mcts.tasks.jsonl import JsonlTask, read_jsonl
@@ -23,7 +23,7 @@ quick = settings(deadline=None, max_examples=50)
 LEVEL_NAMES = ["easy", "medium", "hard"]
 SPLITS = ["train", "dev", "test"]
 # From the module's documentation: operations, largest number, largest result.
-DOCUMENTED = {"easy": ({2}, 12, 50), "medium": ({3}, 20, 99), "hard": ({4, 5}, 30, 99)}
+DOCUMENTED = {"easy": ({2}, 12, 50), "medium": ({3}, 20, 99), "hard": ({4, 5}, 35, 110)}
 
 
 def calculate(text: str) -> Fraction:
@@ -104,7 +104,7 @@ def retell(question: str) -> Fraction:
 
 def some(level: str, n: int, seed: int = 0) -> list[ArithProblem]:
     rng = random.Random(seed)
-    return [draw(rng, level) for _ in range(n)]  # type: ignore[arg-type]
+    return [draw(rng, LEVELS[level]) for _ in range(n)]
 
 
 def test_the_calculator_itself() -> None:
@@ -141,14 +141,12 @@ def test_operation_counts_and_results_fit_the_level(level: str) -> None:
             assert 1 <= equation(line)[1] <= largest
 
 
-@pytest.mark.xfail(strict=True, reason="shares given to friends are bounded by the total, not by the level's largest number")
 def test_told_numbers_fit_the_level() -> None:
     for level in LEVEL_NAMES:
         told = [int(n) for p in some(level, 300, seed=3) for n in re.findall(r"\d+", p.question)]
         assert max(told) <= DOCUMENTED[level][1]
 
 
-@pytest.mark.xfail(strict=True, reason="who owns 1 thing may give 0 away")
 def test_no_event_of_nothing() -> None:
     told = [int(n) for p in some("hard", 2000, seed=4) for n in re.findall(r"\d+", p.question)]
     assert min(told) >= 1
@@ -157,7 +155,7 @@ def test_no_event_of_nothing() -> None:
 @quick
 @given(st.integers(0, 10**9), st.sampled_from(LEVEL_NAMES), st.sets(st.integers(0, 4)))
 def test_hidden_steps_are_worked_inside_with_the_right_brackets(seed: int, level: str, shown: set[int]) -> None:
-    problem = draw(random.Random(seed), level)  # type: ignore[arg-type]
+    problem = draw(random.Random(seed), LEVELS[level])
     last = len(problem.operations) - 1
     *lines, answer = problem.solution(shown).split("\n")
     assert len(lines) == len({i for i in shown if i <= last} | {last})
@@ -202,7 +200,7 @@ def test_hiding_steps_does_not_change_the_callers_set() -> None:
 @pytest.mark.parametrize("level", LEVEL_NAMES)
 def test_splits_share_no_signature_whatever_the_seeds(level: str) -> None:
     drawn = {
-        split: {p.signature for seed in (0, 1, 2) for p in islice(stream(split, level, seed), 60)}  # type: ignore[arg-type]
+        split: {p.signature for seed in (0, 1, 2) for p in islice(stream(split, level, seed), 60)}
         for split in SPLITS
     }
     assert min(map(len, drawn.values())) > 100
@@ -266,7 +264,7 @@ def test_arith_checks_its_own_solutions_and_nothing_else() -> None:
 @pytest.mark.parametrize(("split", "level"), [("tst", "hard"), ("test", "hrd")])
 def test_arith_names_what_it_does_not_know(split: str, level: str) -> None:
     with pytest.raises(ConfigError, match=r"did you mean '(test|hard)'"):
-        ArithTask(level).load(split, 1)  # type: ignore[arg-type]
+        ArithTask(level).load(split, 1)
 
 
 @pytest.mark.parametrize(
@@ -349,14 +347,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "test.jsonl") in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="only the marker is looked for, not that an answer stands behind it")
 def test_gsm8k_answer_without_a_number_is_broken(gsm8k: Path) -> None:
     (gsm8k / "test.jsonl").write_text('{"question": "q", "answer": "so it is 5\\n####"}\n')
     with pytest.raises(DataError):
         GSM8KTask(str(gsm8k)).load("test")
 
 
-@pytest.mark.xfail(strict=True, reason="a negative held_out is not refused")
 def test_gsm8k_negative_held_out_is_refused(gsm8k: Path) -> None:
     with pytest.raises(ConfigError):
         GSM8KTask(str(gsm8k), held_out=-1).load("train")
@@ -432,9 +428,6 @@ def test_jsonl_reads_what_json_writes(tmp_path_factory: pytest.TempPathFactory, 
     assert list(read_jsonl(file)) == list(enumerate(rows, 1))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="str.splitlines also splits at U+2028, U+0085 and others, which JSON allows inside a string"
-)
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
 def test_jsonl_lines_end_at_newlines_only(tmp_path: Path, separator: str) -> None:
     file = tmp_path / "mine.jsonl"
@@ -442,23 +435,19 @@ def test_jsonl_lines_end_at_newlines_only(tmp_path: Path, separator: str) -> Non
     assert [row for _, row in read_jsonl(file)] == [{"question": f"a{separator}b"}]
 
 
-@pytest.mark.xfail(strict=True, raises=DataError, reason="a limit of 0 is reported as a file without problems")
 def test_jsonl_limit_of_zero_is_no_error(tmp_path: Path) -> None:
     assert JsonlTask(write(tmp_path / "mine.jsonl", {"question": "q"})).load("test", 0) == []
 
 
-@pytest.mark.xfail(strict=True, reason="an empty answer becomes the gold '', which no solution can meet")
 def test_jsonl_empty_answer_is_no_answer(tmp_path: Path) -> None:
     assert JsonlTask(write(tmp_path / "mine.jsonl", {"question": "q", "answer": " "})).load("test")[0].gold is None
 
 
-@pytest.mark.xfail(strict=True, reason="a float goes through its shortest repr, which may be in scientific notation")
 def test_jsonl_large_float_is_its_number(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"question": "q", "answer": 0.00001}\n')
     assert JsonlTask(str(tmp_path / "mine.jsonl")).load("test")[0].gold == "0.00001"
 
 
-@pytest.mark.xfail(strict=True, reason="two rows with one id cannot be told apart by the run's journals")
 def test_jsonl_repeated_id_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         JsonlTask(write(tmp_path / "mine.jsonl", {"question": "a", "id": "x"}, {"question": "b", "id": "x"})).load("test")
