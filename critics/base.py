@@ -11,6 +11,7 @@ a prefix's keys and values are kept in a `PrefixTree` of the critic's own, so a 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from statistics import fmean
 
@@ -52,7 +53,7 @@ class ModelCritic:
         self._slots = SlotCache(model.config, max_batch, next(model.backbone.parameters()).dtype, self._device)
         self._tree = PrefixTree(cache_mb * 2**20)
         self._known: OrderedDict[Key, float] = OrderedDict()
-        self._waiting: list[tuple[Key, asyncio.Future[None], Usage]] = []
+        self._waiting: list[_Entry] = []
         self._loop: asyncio.Task[None] | None = None
 
     async def score(self, states: Sequence[State]) -> list[float]:
@@ -66,20 +67,31 @@ class ModelCritic:
             QuestionError: a state is longer than the model's context.
         """
         keys = [self._format.segments(state) for state in states]
-        usage = meter()
+        for key in keys:
+            if (length := len(self._encode(key))) > self._slots.context:
+                raise QuestionError(
+                    f"a solution of {length} tokens; expected at most the critic's context of {self._slots.context}"
+                )
+        usage, loop = meter(), asyncio.get_running_loop()
         usage.critic_calls += len(keys)
-        missing = [key for key in dict.fromkeys(keys) if not self._scored(key)]
-        if missing:
-            loop = asyncio.get_running_loop()
-            entries = [(key, loop.create_future(), usage) for key in missing]
-            self._waiting.extend(entries)
+        entries = {key: _Entry(key, usage, loop.create_future()) for key in keys}
+        waiting = []
+        for entry in entries.values():
+            if (known := self._recall(entry.key)) is not None:
+                entry.scores.set_result(known)
+            else:
+                waiting.append(entry)
+        if waiting:
+            self._waiting.extend(waiting)
             if self._loop is None or self._loop.done():
                 self._loop = loop.create_task(self._run())
-            await asyncio.gather(*(future for _, future, _ in entries))
-        return [[self._known[key[: i + 1]] for i in range(len(key))] for key in keys]
+        found = await asyncio.gather(*(entries[key].scores for key in keys))
+        return [list(scores) for scores in found]
 
-    def _scored(self, key: Key) -> bool:
-        return all(key[: i + 1] in self._known for i in range(len(key)))
+    def _recall(self, key: Key) -> list[float] | None:
+        """The remembered scores of a key's prefixes, or None where one is missing."""
+        scores = [self._known.get(key[: i + 1]) for i in range(len(key))]
+        return None if None in scores else scores  # type: ignore[return-value]
 
     async def _run(self) -> None:
         """Score what waits, once no more arrives; a failure reaches every caller."""
@@ -87,49 +99,58 @@ class ModelCritic:
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
             batch, self._waiting = self._waiting[: self.max_batch], self._waiting[self.max_batch :]
-            batch = [entry for entry in batch if not entry[1].done()]
+            batch = [entry for entry in batch if not entry.scores.done()]
             try:
                 with torch.inference_mode():
                     self._score_batch(batch)
             except Exception as error:
-                for _, future, _ in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for _, future, _ in batch:
-                if not future.done():
-                    future.set_result(None)
+                for entry in batch:
+                    if not entry.scores.done():
+                        entry.scores.set_exception(error)
 
-    def _score_batch(self, batch: list[tuple[Key, "asyncio.Future[None]", Usage]]) -> None:
-        """One forward over the tokens that are not cached; fills `_known` for every prefix of every key."""
+    def _score_batch(self, batch: list["_Entry"]) -> None:
+        """Answer a batch with one forward over the tokens that are not cached."""
+        first: dict[Key, _Entry] = {}
+        for entry in batch:
+            if self._recall(entry.key) is None:
+                first.setdefault(entry.key, entry)
+        if first:
+            self._compute(list(first.values()))
+        for entry in batch:
+            scores = self._recall(entry.key)
+            assert scores is not None
+            entry.scores.set_result(scores)
+        while len(self._known) > _MEMORY:
+            self._known.popitem(last=False)
+
+    def _compute(self, entries: list["_Entry"]) -> None:
+        """Score every unknown prefix of the entries' keys into `_known`."""
         rows, starts, wanted = [], [], []
-        batch = [entry for entry in batch if not self._scored(entry[0])]
-        for slot, (key, _, usage) in enumerate(batch):
-            tokens, ends = self._encode(key), self._encode.ends(key)
-            if len(tokens) > self._slots.context:
-                raise QuestionError(
-                    f"a solution of {len(tokens)} tokens; expected at most the critic's context of {self._slots.context}"
-                )
-            new = [(key[: i + 1], end) for i, end in enumerate(ends) if key[: i + 1] not in self._known]
+        for slot, entry in enumerate(entries):
+            key, tokens = entry.key, self._encode(entry.key)
+            new = [(key[: i + 1], end) for i, end in enumerate(self._encode.ends(key)) if key[: i + 1] not in self._known]
             self._slots.ensure_length(len(tokens))
             have = min(self._slots.load(slot, self._tree.match(tokens)), new[0][1])
             rows.append(tokens)
             starts.append(have)
             wanted.append([(prefix, end - have) for prefix, end in new])
-            usage.critic_tokens += len(tokens) - have
-        if not rows:
-            return
+            entry.usage.critic_tokens += len(tokens) - have
         fresh = [tokens[have:] for tokens, have in zip(rows, starts, strict=True)]
-        width = max(map(len, fresh))
-        inputs = self._slots.window(slice(0, len(rows)), starts, width)
-        ids = pad_right(fresh, width, self._device)
+        inputs = self._slots.window(slice(0, len(rows)), starts, max(map(len, fresh)))
+        ids = pad_right(fresh, max(map(len, fresh)), self._device)
         hidden = self.model.backbone(input_ids=ids, past_key_values=self._slots, use_cache=True, **inputs).last_hidden_state
         places = [(slot, at) for slot, ends in enumerate(wanted) for _, at in ends]
         chosen = hidden[[slot for slot, _ in places], [at for _, at in places]]
         scores = torch.sigmoid(self.model.logits(chosen).float()).tolist()
-        for prefix, score in zip([prefix for ends in wanted for prefix, _ in ends], scores, strict=True):
-            self._known[prefix] = score
+        self._known.update(zip([prefix for ends in wanted for prefix, _ in ends], scores, strict=True))
         for slot, tokens in enumerate(rows):
             self._tree.insert(tokens, self._slots.read(slot, len(tokens)))
-        while len(self._known) > _MEMORY:
-            self._known.popitem(last=False)
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One state that waits for its scores."""
+
+    key: Key
+    usage: Usage
+    scores: "asyncio.Future[list[float]]"

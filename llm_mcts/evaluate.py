@@ -138,9 +138,9 @@ def to_markdown(scores: Sequence[Score]) -> str:
     ]
     for s in scores:
         low, high = s.interval
-        n = max(1, s.n)
+        n, name = max(1, s.n), s.method.replace("|", "\\|")
         lines.append(
-            f"| {s.method.replace('|', chr(92) + '|')} | {s.n} | {100 * s.accuracy:.1f} % | {100 * low:.1f} – {100 * high:.1f} | "
+            f"| {name} | {s.n} | {100 * s.accuracy:.1f} % | {100 * low:.1f} – {100 * high:.1f} | "
             f"{s.usage.generated_tokens / n:.0f} | {s.usage.lm_calls / n:.1f} | {s.usage.critic_calls / n:.1f} | "
             f"{s.usage.seconds / n:.2f} | {s.failed} |"
         )

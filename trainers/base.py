@@ -173,6 +173,7 @@ def fit(
             data_seed=seed,
         )
         trainer = LossTrainer(model=model, args=arguments, train_dataset=list(kept), data_collator=collate)
+        trainer.model_accepts_loss_kwargs = False  # our loss is a mean: let the Trainer divide it by the accumulation
         trainer.remove_callback(PrinterCallback)  # standard output belongs to the command's own result
         trainer.train()
     model.eval()

@@ -9,6 +9,7 @@ prm     whole solutions with a label a step: the share of right endings below th
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 from llm_mcts.errors import ConfigError, DataError
@@ -63,23 +64,25 @@ def row_from_dict(data: dict[str, Any]) -> SolutionRow | StepRow:
     Raises:
         DataError: no steps, or labels outside [0, 1] or of the wrong number.
     """
-    try:
-        steps, question, problem = tuple(data["steps"]), data["question"], data.get("problem", "")
-        if "labels" in data:
-            row: SolutionRow | StepRow = StepRow(problem, question, steps, tuple(data["labels"]))
-            labels = [x for x in data["labels"] if x is not None]
-            if len(data["labels"]) != len(steps):
-                raise DataError(f"row with {len(data['labels'])} labels for {len(steps)} steps; expected one a step")
-        else:
-            row = SolutionRow(problem, question, steps, data.get("label", 1.0))
-            labels = [row.label]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"row without {error}; expected question, steps and label or labels") from error
-    if not steps:
-        raise DataError(f"row without steps for question {question!r}; expected at least one")
-    if any(not 0 <= x <= 1 for x in labels):
-        raise DataError(f"row with label outside [0, 1] for question {question!r}: {labels}")
-    return row
+    question, steps = data.get("question"), data.get("steps")
+    if not isinstance(question, str):
+        raise DataError(f"row with question {question!r}; expected a text")
+    if not isinstance(steps, list | tuple) or not steps or not all(isinstance(step, str) for step in steps):
+        raise DataError(f"row with steps {steps!r} for question {question!r}; expected a list of texts, at least one")
+    problem = str(data.get("problem", ""))
+    if "labels" not in data:
+        return SolutionRow(problem, question, tuple(steps), _label(data.get("label", 1.0), question))
+    labels = data["labels"]
+    if not isinstance(labels, list | tuple) or len(labels) != len(steps):
+        raise DataError(f"row with labels {labels!r} for {len(steps)} steps; expected one label a step")
+    return StepRow(problem, question, tuple(steps), tuple(None if x is None else _label(x, question) for x in labels))
+
+
+def _label(value: Any, question: str) -> float:
+    """A label in [0, 1], or a DataError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise DataError(f"row with label {value!r} for question {question!r}; expected a number in [0, 1]")
+    return float(value)
 
 
 def rows_from_tree(tree: Tree, problem: Problem, task: Task, config: RowsConfig) -> dict[str, Sequence[SolutionRow | StepRow]]:
@@ -91,7 +94,7 @@ def rows_from_tree(tree: Tree, problem: Problem, task: Task, config: RowsConfig)
         steps = tuple(s.text for s in trace.state.steps)
         correct = task.check(trace.state.text, problem.gold)
         (right if correct else wrong).append((trace, SolutionRow(problem.id, problem.question, steps, float(correct))))
-    by_score = sorted(right, key=lambda pair: -1.0 if pair[0].score is None else -pair[0].score)
+    by_score = sorted(right, key=lambda pair: inf if pair[0].score is None else -pair[0].score)
     liked = [row for trace, row in by_score if trace.score is None or trace.score >= config.min_score]
     outcomes = _balanced([row for _, row in right], [row for _, row in wrong], config.critic_per_question)
     shares = _right_shares(tree, problem, task)
@@ -117,7 +120,7 @@ def _more(a: Trace, b: Trace) -> bool:
 
 
 def _balanced(right: list[SolutionRow], wrong: list[SolutionRow], limit: int) -> list[SolutionRow]:
-    """At most `limit` rows, half right and half wrong where there are enough of both, in turn."""
+    """At most `limit` rows, half right and half wrong where there are enough of both, right ones first."""
     half = limit // 2
     n_right = min(len(right), max(half, limit - len(wrong)))
     n_wrong = min(len(wrong), limit - n_right)
@@ -132,7 +135,7 @@ def _right_shares(tree: Tree, problem: Problem, task: Task) -> dict[tuple[str, .
     assert problem.gold is not None
     counts: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0, 0])
     for trace in tree_traces(tree):
-        correct = task.check(trace.state.text, problem.gold)
+        correct = trace.state.answer is not None and task.check(trace.state.text, problem.gold)
         steps = tuple(s.text for s in trace.state.steps)
         for i in range(1, len(steps) + 1):
             counts[steps[:i]][0] += correct

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
+from llm_mcts.errors import DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
 from trainers.base import TrainConfig, encode_solution, fit, save_atomically, token_labels
 from trainers.datasets import SolutionRow
@@ -22,13 +23,23 @@ def train_sft(
     prompt: PromptConfig | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Fine-tune model `start` on `rows` and write it to `out`: the whole model, or with LoRA base and adapter merged."""
+    """Fine-tune model `start` on `rows` and write it to `out`: the whole model, or with LoRA base and adapter merged.
+
+    Raises:
+        DataError: a row is labelled wrong; only right solutions are imitated.
+    """
+    if wrong := [row for row in rows if row.label != 1]:
+        raise DataError(
+            f"a solution of question {wrong[0].question!r} is labelled {wrong[0].label}; expected right ones, label 1"
+        )
     tokenizer = load_tokenizer(start)
     model = load_causal_lm(start, torch.float32, torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda"))
     if config.lora.rank > 0:
         from peft import get_peft_model
 
-        model = get_peft_model(model, config.lora.peft_config("CAUSAL_LM"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = get_peft_model(model, config.lora.peft_config("CAUSAL_LM"))
     fmt = PromptFormat(prompt or PromptConfig(), chat_template_of(tokenizer))
     encode = Encoder(tokenizer)
     encoded = [encode_solution(row, fmt, encode, tokenizer.eos_token_id) for row in rows]

@@ -154,18 +154,18 @@ class SlotCache:
         """Point the cache at `rows` for a forward of `width` tokens a row, from each row's start position.
 
         Returns the model's position_ids [B, width] and attention_mask [B, 1, width, keys]: boolean for sdpa, else additive.
-        Padding that would stand beyond the context is put on its last position, where no padded row has a token.
+        Padding that would stand beyond the context goes to a spare place behind it.
         """
         device = self.kv.device
         self._rows = rows
         self._positions = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
-        self._positions.clamp_(max=self.context - 1)
-        self._width = min(max(starts) + width, self.context)
+        self._positions.clamp_(max=self.context)
+        self._width = min(max(starts) + width, self.context + 1)
         self.ensure_length(self._width)
         mask = (torch.arange(self._width, device=device) <= self._positions[..., None])[:, None]
         if self._additive_mask:
             mask = torch.zeros_like(mask, dtype=self.kv.dtype).masked_fill(~mask, torch.finfo(self.kv.dtype).min)
-        return {"position_ids": self._positions, "attention_mask": mask}
+        return {"position_ids": self._positions.clamp(max=self.context - 1), "attention_mask": mask}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, heads, width, dim] at the window's positions; return all those rows' [B, heads, :, dim]."""

@@ -199,10 +199,7 @@ def test_hiding_steps_does_not_change_the_callers_set() -> None:
 
 @pytest.mark.parametrize("level", LEVEL_NAMES)
 def test_splits_share_no_signature_whatever_the_seeds(level: str) -> None:
-    drawn = {
-        split: {p.signature for seed in (0, 1, 2) for p in islice(stream(split, level, seed), 60)}
-        for split in SPLITS
-    }
+    drawn = {split: {p.signature for seed in (0, 1, 2) for p in islice(stream(split, level, seed), 60)} for split in SPLITS}
     assert min(map(len, drawn.values())) > 100
     assert drawn["train"].isdisjoint(drawn["dev"])
     assert drawn["train"].isdisjoint(drawn["test"])

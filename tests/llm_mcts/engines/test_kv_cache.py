@@ -216,11 +216,11 @@ def test_attention_without_masks_is_refused() -> None:
 
 
 def test_padding_stays_within_the_context() -> None:
-    """A row at position 62 of 64 gets 2 tokens of padding behind its first: they stand on the last position."""
+    """A row at position 62 of 64 gets 2 tokens of padding behind its first: one on the last place, one on the spare."""
     memory = slots()
     inputs = memory.window(slice(0, 2), [62, 0], 3)
     assert inputs["position_ids"].tolist() == [[62, 63, 63], [0, 1, 2]]
-    assert inputs["attention_mask"].shape == (2, 1, 3, 64)
+    assert inputs["attention_mask"].shape == (2, 1, 3, 65)
 
 
 def test_update_writes_at_the_windows_positions_and_nowhere_else() -> None:
