@@ -6,9 +6,9 @@
 AlphaLLM's third term, the ORM's judgement of roll-outs, is the search's roll-out weight.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError
@@ -48,19 +48,29 @@ class WeightedCritic:
         """
         weights = weights or CriticWeights()
         pairs = [(value, weights.value), (prm, weights.prm)]
-        self._partial = [(critic, weight) for critic, weight in pairs if critic is not None and weight > 0]
-        self._whole = [(orm, 1.0)] if orm is not None else self._partial
-        self._partial = self._partial or self._whole
-        if not self._whole:
+        begun = [(critic, weight) for critic, weight in pairs if critic is not None and weight > 0]
+        finished = [(orm, 1.0)] if orm is not None else begun
+        if not finished:
             raise ConfigError("no critic with a weight above 0; expected a value model, a PRM or an ORM")
+        begun = begun or finished
+        # A PRM judges steps: before the first one it has nothing to say, if anybody else has.
+        unbegun = [(value, 1.0)] if value is not None and weights.value > 0 else begun
+        self._judges: dict[Stage, list[tuple[Critic, float]]] = {"unbegun": unbegun, "begun": begun, "finished": finished}
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """The normalised weighted sum for each state."""
-        finished = [s for s in states if s.terminal]
-        unfinished = [s for s in states if not s.terminal]
-        whole, partial = await asyncio.gather(_weighted(self._whole, finished), _weighted(self._partial, unfinished))
-        left, right = iter(whole), iter(partial)
-        return [next(left) if s.terminal else next(right) for s in states]
+        stages = [_stage(state) for state in states]
+        groups = {name: [s for s, stage in zip(states, stages, strict=True) if stage == name] for name in self._judges}
+        scores = await gather_all(_weighted(self._judges[name], group) for name, group in groups.items())
+        left = {name: iter(found) for name, found in zip(groups, scores, strict=True)}
+        return [next(left[stage]) for stage in stages]
+
+
+Stage = Literal["unbegun", "begun", "finished"]
+
+
+def _stage(state: State) -> Stage:
+    return "finished" if state.terminal else "begun" if state.steps else "unbegun"
 
 
 async def _weighted(critics: list[tuple[Critic, float]], states: Sequence[State]) -> list[float]:

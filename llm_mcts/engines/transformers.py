@@ -273,10 +273,11 @@ class TransformersEngine:
             return self._finish(row, "eos", self._text(row.generated[:-1]))
         row.text += self._piece(token)
         if row.text and not row.text.isspace():
-            cuts = [at for stop in row.request.stop if (at := self._body(row, stop).find(stop)) >= 0]
-            if cuts:
+            stops = row.request.stop
+            if any(stop in self._body(row, stop) for stop in stops):
                 whole = str(self.tokenizer.decode(row.generated)).lstrip()
-                return self._finish(row, "stop", whole[: min(at for stop in row.request.stop if (at := whole.find(stop)) >= 0)])
+                if cuts := [at for stop in stops if (at := whole.find(stop)) >= 0]:
+                    return self._finish(row, "stop", whole[: min(cuts)])
         if len(row.generated) >= row.request.max_tokens or row.length + 1 >= self._slots.context:
             return self._finish(row, "length", self._text(row.generated))
         return False
