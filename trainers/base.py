@@ -44,8 +44,6 @@ class TrainConfig:
     """Rows of more tokens are left out, and counted."""
     lora: LoraSpec = field(default_factory=lambda: LoraSpec(rank=0))
     """LoRA; rank 0 trains the whole model."""
-    track: str = "none"
-    """Where the Trainer reports: none, tensorboard or wandb."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "batch_size", "accumulation", "max_length"):
@@ -132,18 +130,7 @@ def fit(
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    kept = [row for row in rows if len(row.ids) <= config.max_length and any(row.mask)]
-    if not kept:
-        raise DataError(
-            f"none of {len(rows)} rows can be trained on; expected some of at most {config.max_length} tokens with a label"
-        )
-    if len(kept) < len(rows):
-        log.warning(
-            "%d of %d rows left out: longer than %d tokens or without a label",
-            len(rows) - len(kept),
-            len(rows),
-            config.max_length,
-        )
+    kept = _usable(rows, config.max_length)
     losses: list[float] = []
 
     class LossTrainer(Trainer):  # type: ignore[misc]
@@ -163,27 +150,34 @@ def fit(
             weight_decay=config.weight_decay,
             lr_scheduler_type="linear",
             save_strategy="no",
-            logging_strategy="no" if config.track == "none" else "steps",
-            logging_steps=10,
-            report_to=[] if config.track == "none" else [config.track],
+            logging_strategy="no",
+            report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             seed=seed,
             data_seed=seed,
         )
-        trainer = LossTrainer(model=model, args=arguments, train_dataset=list(kept), data_collator=collate)
+        trainer = LossTrainer(model=model, args=arguments, train_dataset=kept, data_collator=collate)
         trainer.model_accepts_loss_kwargs = False  # our loss is a mean: let the Trainer divide it by the accumulation
         trainer.remove_callback(PrinterCallback)  # standard output belongs to the command's own result
         trainer.train()
     model.eval()
     tail = losses[-max(1, len(losses) // 10) :]
-    return {
-        "rows": len(kept),
-        "left_out": len(rows) - len(kept),
-        "steps": trainer.state.global_step,
-        "loss": sum(tail) / len(tail),
-    }
+    steps = trainer.state.global_step
+    return {"rows": len(kept), "left_out": len(rows) - len(kept), "steps": steps, "loss": sum(tail) / len(tail)}
+
+
+def _usable(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
+    """The rows that fit and have a label; how many do not is logged."""
+    kept = [row for row in rows if len(row.ids) <= max_length and any(row.mask)]
+    if not kept:
+        raise DataError(
+            f"none of {len(rows)} rows can be trained on; expected some of at most {max_length} tokens with a label"
+        )
+    if left_out := len(rows) - len(kept):
+        log.warning("%d of %d rows left out: longer than %d tokens or without a label", left_out, len(rows), max_length)
+    return kept
 
 
 def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
