@@ -6,19 +6,20 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test lint check format clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/llm-mcts self-improve --config configs/quickstart.yaml --out $(OUT)
+	$(BIN)/llm-mcts self-improve --config configs/quickstart.yaml --out $(OUT) --resume
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -133,7 +133,7 @@ def to_csv(scores: Sequence[Score]) -> str:
 def to_markdown(scores: Sequence[Score]) -> str:
     """The rows as a Markdown table."""
     lines = [
-        "| method | n | accuracy | 95 % interval | tokens sampled | LM calls | critic calls | seconds | failed |",
+        "| method | n | accuracy | 95 % interval | tokens sampled | LM calls | critic calls | latency, s | failed |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for s in scores:

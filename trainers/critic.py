@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from critics.modeling import CriticModel, HeadConfig, Kind
+from llm_mcts.errors import ConfigError
 from llm_mcts.prompts import Encoder, PromptConfig
 from trainers.base import (
     TrainConfig,
@@ -47,8 +48,14 @@ def train_critic(
     Args:
         start: a critic checkpoint of the same kind to go on from, or a language model whose backbone gets a new head.
         head, prompt: for a new critic; a checkpoint brings its own.
+
+    Raises:
+        ConfigError: `start` is a critic with an adapter and LoRA is off, or the other way round.
     """
     if (Path(start) / "critic.json").exists():
+        if (adapted := (Path(start) / "adapter_config.json").exists()) != (config.lora.rank > 0):
+            kind_of_weights, remedy = ("a LoRA adapter", "above 0") if adapted else ("whole weights", "to 0")
+            raise ConfigError(f"critic {start} has {kind_of_weights} and lora.rank is {config.lora.rank}; set it {remedy}")
         model = CriticModel.from_pretrained(start, kind, trainable=True)
     else:
         model = CriticModel.create(kind, start, head, prompt, config.lora, seed)

@@ -263,6 +263,22 @@ class _Loop:
     def _compare(self, a: RoundDirectory, b: RoundDirectory, label: str) -> PairedDifference:
         return paired_difference(self._records(a, label), self._records(b, label))
 
+    def _gains(self) -> dict[str, PairedDifference]:
+        """What the accepted rounds brought, and how far the methods lie apart before and after them."""
+        start, last = self.directory.round(0), self._standing(self.config.num_rounds + 1)
+        first, *others = self.config.methods
+        accepted = [] if last.path == start.path else [("last accepted round", last)]
+        gains = {
+            f"{label}: {when} against the start": self._compare(start, here, label)
+            for label in self.config.methods
+            for when, here in accepted
+        }
+        for when, here in [("the start", start), *accepted]:
+            for other in others:
+                pair = paired_difference(self._records(here, first), self._records(here, other))
+                gains[f"{other} against {first}, {when}"] = pair
+        return gains
+
     def _report(self) -> dict[str, Any]:
         """Accuracy by round and method, with intervals and paired differences."""
         rounds = [self.directory.round(i) for i in range(self.config.num_rounds + 1)]
@@ -271,15 +287,7 @@ class _Loop:
             for i, here in enumerate(rounds)
             for label in self.config.methods
         ]
-        last = self._standing(self.config.num_rounds + 1)
-        gains = {
-            f"{label}: last accepted round against the start": self._compare(rounds[0], last, label)
-            for label in self.config.methods
-        }
-        labels = list(self.config.methods)
-        for other in labels[1:]:
-            pair = paired_difference(self._records(last, labels[0]), self._records(last, other))
-            gains[f"{other} against {labels[0]}, last accepted round"] = pair
+        gains = self._gains()
         verdicts = [here.metric("gate") for here in rounds[1:]]
         lines = [f"- {name}: {gain}" for name, gain in gains.items()]
         lines += [f"- round {i}: {'accepted' if v and v['accepted'] else 'rejected'}" for i, v in enumerate(verdicts, 1)]

@@ -159,7 +159,8 @@ class TransformersEngine:
         """Continue the prompt `request.n` times.
 
         Raises:
-            QuestionError: the prompt and `max_tokens` do not fit the model's context.
+            QuestionError: the prompt is empty or leaves no room in the model's context. A continuation that reaches the
+                context's end before `max_tokens` finishes with reason "length".
         """
         prompt = self._encode(request.prompt)
         if not prompt:

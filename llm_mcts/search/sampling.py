@@ -8,7 +8,7 @@ from typing import Literal
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.search.evaluation import completions, critic_scores
-from llm_mcts.search.voting import best_trace, empty_state, vote
+from llm_mcts.search.voting import best_trace, vote
 from llm_mcts.seeding import derive_seed
 from llm_mcts.types import Critic, Policy, SearchResult, State, Trace
 
@@ -86,6 +86,6 @@ def choose(question: str, traces: list[Trace], answer: Literal["value", "vote"])
     voted, share = vote(traces)
     trace = voted if answer == "vote" else best_trace(traces)
     if trace is None:
-        return SearchResult(question, None, empty_state(question), 0.0, traces)
+        return SearchResult(question, None, State(question), 0.0, traces)
     confidence = share if answer == "vote" or trace.score is None else trace.score
     return SearchResult(question, trace.state.answer, trace.state, confidence, traces)

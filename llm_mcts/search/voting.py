@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from llm_mcts.types import State, Trace
+from llm_mcts.types import Trace
 
 
 def vote(traces: Sequence[Trace], weighted: bool = True) -> tuple[Trace | None, float]:
@@ -31,8 +31,3 @@ def best_trace(traces: Sequence[Trace]) -> Trace | None:
     """The best-scored solution that states an answer; the first of equals. None where there is none."""
     answered = [t for t in traces if t.state.answer is not None]
     return max(answered, key=lambda t: -1.0 if t.score is None else t.score, default=None)
-
-
-def empty_state(question: str) -> State:
-    """What a search returns where nothing was found."""
-    return State(question)

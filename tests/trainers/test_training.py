@@ -466,3 +466,13 @@ def test_padding_changes_no_logit(critic: CriticModel) -> None:
         logits = critic(together["input_ids"], together["attention_mask"])
         for i, row in enumerate(encoded):
             assert torch.allclose(logits[i, : len(row.ids)], critic(torch.tensor([row.ids]))[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, 2), (2, 0)])
+def test_a_critic_is_not_trained_on_under_another_lora_setting(first: int, then: int, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [SolutionRow("p", "How many?", ("1 + 1 = 2", "#### 2"), 1.0)]
+    start = tmp_path / "start"
+    train_critic("orm", rows, str(tiny_model), start, TrainConfig(lora=LoraSpec(rank=first)))
+    with pytest.raises(ConfigError, match=rf"lora\.rank is {then}"):
+        train_critic("orm", rows, str(start), tmp_path / "next", TrainConfig(lora=LoraSpec(rank=then)))
+    assert not (tmp_path / "next").exists()

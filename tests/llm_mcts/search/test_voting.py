@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_cases import solution
 
-from llm_mcts.search.voting import best_trace, empty_state, vote
-from llm_mcts.types import State, Trace
+from llm_mcts.search.voting import best_trace, vote
+from llm_mcts.types import Trace
 
 
 def trace(answer: str | None, score: float | None = None, name: str = "") -> Trace:
@@ -63,10 +63,6 @@ def test_best_trace() -> None:
     assert best_trace([trace("A"), trace("B", 0.0, "scored")]) == trace("B", 0.0, "scored")
     assert best_trace([trace(None, 1.0)]) is None
     assert best_trace([]) is None
-
-
-def test_empty_state() -> None:
-    assert empty_state("q") == State("q", ())
 
 
 many = st.lists(st.builds(trace, st.none() | st.sampled_from("ABC"), st.none() | st.floats(0, 1)), max_size=12)
