@@ -61,7 +61,7 @@ class WeightedCritic:
         """The normalised weighted sum for each state."""
         stages = [_stage(state) for state in states]
         groups = {name: [s for s, stage in zip(states, stages, strict=True) if stage == name] for name in self._judges}
-        scores = await gather_all(_weighted(self._judges[name], group) for name, group in groups.items())
+        scores = await gather_all([_weighted(self._judges[name], group) for name, group in groups.items()])
         left = {name: iter(found) for name, found in zip(groups, scores, strict=True)}
         return [next(left[stage]) for stage in stages]
 
@@ -76,7 +76,7 @@ def _stage(state: State) -> Stage:
 async def _weighted(critics: list[tuple[Critic, float]], states: Sequence[State]) -> list[float]:
     if not states:
         return []
-    columns = await gather_all(critic_scores(critic, states) for critic, _ in critics)
+    columns = await gather_all([critic_scores(critic, states) for critic, _ in critics])
     total = sum(weight for _, weight in critics)
     sums = [sum(weight * s for (_, weight), s in zip(critics, row, strict=True)) for row in zip(*columns, strict=True)]
     return [min(1.0, s / total) for s in sums]  # rounding alone can pass 1: each score was held to [0, 1]

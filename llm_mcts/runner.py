@@ -75,7 +75,7 @@ async def run_questions(
             progress.advance(record)
         return record
 
-    return await gather_all(one(problem) for problem in problems)
+    return await gather_all([one(problem) for problem in problems])
 
 
 async def _solve_one(problem: Problem, solve: Solve, check: Check) -> tuple[Record, SearchResult | None]:

@@ -4,27 +4,45 @@ Index convention: a node stands for the state after its step; its statistics are
 seen from its parent. The root stands for the question and has an empty step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_mcts.errors import DataError
-from llm_mcts.types import State, Step
+from llm_mcts.types import State, Step, Usage
 
 _ROOT_STEP = Step("")
+_STATISTICS = ("visit_count", "value_sum", "value", "width", "asked")
 
 
 class Node:
     """One reasoning step in the tree."""
 
-    __slots__ = ("children", "depth", "in_flight", "index", "parent", "prior", "step", "value", "value_sum", "visit_count")
+    __slots__ = (
+        "asked",
+        "children",
+        "depth",
+        "draw",
+        "in_flight",
+        "index",
+        "parent",
+        "prior",
+        "step",
+        "value",
+        "value_sum",
+        "visit_count",
+        "width",
+    )
 
-    def __init__(self, step: Step, prior: float = 1.0, parent: "Node | None" = None, index: int = 0) -> None:
+    def __init__(self, step: Step, prior: float = 1.0, parent: "Node | None" = None, index: int = 0, draw: int = 0) -> None:
         self.step = step
         self.prior = prior
         self.parent = parent
         self.index = index
         """Position among the siblings."""
         self.depth: int = 0 if parent is None else parent.depth + 1
+        """Steps before and including this one."""
+        self.draw = draw
+        """Which of its parent's proposals, counted from 0, brought this step, where a search asks for several."""
         self.children: list[Node] = []
         self.visit_count = 0
         self.value_sum = 0.0
@@ -32,6 +50,10 @@ class Node:
         """Simulations that went through here and have not been backed up yet."""
         self.value: float | None = None
         """The node's own leaf value in [0, 1], once evaluated."""
+        self.width = 0
+        """Children it may have, where a search widens its nodes with time."""
+        self.asked = 0
+        """Children it was to be given so far, repetitions of earlier ones included, where a search widens its nodes."""
 
     @property
     def q_value(self) -> float:
@@ -45,73 +67,111 @@ class Node:
 
     def path(self) -> list["Node"]:
         """The nodes from the root to here, both included."""
-        nodes: list[Node] = []
-        node: Node | None = self
-        while node is not None:
-            nodes.append(node)
-            node = node.parent
+        nodes = [self]
+        while (parent := nodes[-1].parent) is not None:
+            nodes.append(parent)
         return nodes[::-1]
 
     def key(self) -> str:
         """The place in the tree as child indices, such as "0.2.1"; empty for the root."""
-        return ".".join(str(node.index) for node in self.path()[1:])
+        return ".".join([str(node.index) for node in self.path()[1:]])
 
 
 class Tree:
-    """A tree of steps below one question."""
+    """A tree of steps below one question, or below some first steps of its solution."""
 
-    def __init__(self, question: str) -> None:
-        self.question = question
-        self.root = Node(_ROOT_STEP)
+    def __init__(self, question: str, prefix: tuple[Step, ...] = (), origin: str = "") -> None:
+        """`prefix`: steps that stand before the root; `origin`: the root's place in the tree it was taken from."""
+        self.question, self.prefix, self.origin = question, prefix, origin
+        self.root = Node(prefix[-1] if prefix else _ROOT_STEP)
+        self.root.depth = len(prefix)
         self.rollouts: list[tuple[Node, State, float | None]] = []
         """Solutions completed outside the tree: (from which node, whole solution, critic's score)."""
+        self.usage = Usage()
+        """What the searches that grew this tree have cost, all together."""
+        self.value_range: tuple[float, float] | None = None
+        """Least and greatest mean value met so far, where a search keeps them (MuZero's normalisation)."""
 
     def state(self, node: Node) -> State:
         """The question and the steps on the way to `node`."""
-        return State(self.question, tuple(n.step for n in node.path()[1:]))
+        steps: list[Step] = []
+        while (parent := node.parent) is not None:
+            steps.append(node.step)
+            node = parent
+        return State(self.question, (*self.prefix, *steps[::-1]))
 
-    def expand(self, node: Node, steps: list[Step], priors: list[float]) -> None:
+    def place(self, node: Node) -> str:
+        """The node's place counted from the question: it stays the same in a subtree. Seeds derive from it."""
+        return ".".join(filter(None, (self.origin, node.key())))
+
+    def find(self, key: str) -> Node:
+        """The node at a place such as "0.2.1", counted from this root.
+
+        Raises:
+            DataError: there is none.
+        """
+        node = self.root
+        for index in filter(None, key.split(".")):
+            if not index.isdecimal() or int(index) >= len(node.children):
+                raise DataError(f"the tree has no node '{key}'; '{node.key()}' has {len(node.children)} children")
+            node = node.children[int(index)]
+        return node
+
+    def expand(self, node: Node, steps: Sequence[Step], priors: Sequence[float]) -> None:
         """Give a leaf its children, in order."""
         if node.children:
             raise ValueError(f"node '{node.key()}' has children already; expand a leaf")
         node.children = [Node(s, p, node, i) for i, (s, p) in enumerate(zip(steps, priors, strict=True))]
 
+    def add_child(self, node: Node, step: Step, draw: int = 0) -> Node:
+        """One more child, that proposal `draw` brought; its prior is for the caller to set."""
+        child = Node(step, 1.0, node, len(node.children), draw)
+        node.children.append(child)
+        return child
+
+    def subtree(self, node: Node) -> "Tree":
+        """The tree below `node` with all its statistics, as a copy: what is left once this step has been chosen.
+
+        Continued with the same search and seed it draws what it would have drawn in the whole tree.
+        """
+        steps = tuple(n.step for n in node.path()[1:])
+        part = Tree(self.question, self.prefix + steps, self.place(node))
+        part.value_range = self.value_range
+        copies = {node: part.root}
+        for original in _below(node):
+            if original is not node:
+                parent = copies[original.parent]  # type: ignore[index]
+                copies[original] = Node(original.step, original.prior, parent, original.index, original.draw)
+                parent.children.append(copies[original])
+            for name in _STATISTICS:
+                setattr(copies[original], name, getattr(original, name))
+        part.rollouts = [(copies[n], state, score) for n, state, score in self.rollouts if n in copies]
+        return part
+
     def nodes(self) -> Iterator[Node]:
         """All nodes, parents before children, siblings in order."""
-        stack = [self.root]
-        while stack:
-            node = stack.pop()
-            yield node
-            stack.extend(reversed(node.children))
+        return _below(self.root)
 
     def __len__(self) -> int:
         return sum(1 for _ in self.nodes())
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy."""
-        number: dict[int, int] = {}
+        """A JSON-ready copy of what the tree is, without what it cost: equal searches write equal records."""
+        number: dict[Node, int] = {}
         rows = []
         for i, node in enumerate(self.nodes()):
-            number[id(node)] = i
-            rows.append(
-                {
-                    "parent": number[id(node.parent)] if node.parent else None,
-                    **_step_to_dict(node.step),
-                    "prior": node.prior,
-                    "visits": node.visit_count,
-                    "value_sum": node.value_sum,
-                    "value": node.value,
-                }
-            )
+            number[node] = i
+            rows.append(_node_to_dict(node, None if node.parent is None else number[node.parent]))
         rollouts = [
-            {
-                "node": number[id(node)],
-                "steps": [_step_to_dict(s) for s in state.steps[node.depth :]],
-                "score": score,
-            }
+            {"node": number[node], "steps": [_step_to_dict(s) for s in state.steps[node.depth :]], "score": score}
             for node, state, score in self.rollouts
         ]
-        return {"question": self.question, "nodes": rows, "rollouts": rollouts}
+        data: dict[str, Any] = {"question": self.question, "nodes": rows, "rollouts": rollouts}
+        if self.prefix:
+            data |= {"prefix": [_step_to_dict(step) for step in self.prefix], "origin": self.origin}
+        if self.value_range:
+            data["value_range"] = list(self.value_range)
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Tree":
@@ -121,30 +181,56 @@ class Tree:
             DataError: the record does not have that form.
         """
         try:
-            tree = cls(data["question"])
+            prefix = tuple(_step_from_dict(row) for row in data.get("prefix", ()))
+            tree = cls(data["question"], prefix, data.get("origin", ""))
+            if "value_range" in data:
+                low, high = data["value_range"]
+                tree.value_range = low, high
             if not data["nodes"]:
                 raise DataError("a tree record is broken (no node); expected at least the root")
             nodes: list[Node] = []
             for i, row in enumerate(data["nodes"]):
-                if i == 0:
-                    node = tree.root
-                else:
-                    if not 0 <= row["parent"] < i:
-                        raise DataError(
-                            f"a tree record is broken (node {i} has parent {row['parent']}); expected an earlier one"
-                        )
-                    parent = nodes[row["parent"]]
-                    node = Node(_step_from_dict(row), row["prior"], parent, len(parent.children))
-                    parent.children.append(node)
-                node.visit_count, node.value_sum, node.value = row["visits"], row["value_sum"], row["value"]
-                nodes.append(node)
+                nodes.append(_node_from_dict(row, i, nodes) if i else tree.root)
+                _read_statistics(nodes[-1], row)
             for row in data["rollouts"]:
                 node = nodes[row["node"]]
                 steps = tuple(_step_from_dict(s) for s in row["steps"])
                 tree.rollouts.append((node, tree.state(node).then(*steps), row["score"]))
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise DataError(f"a tree record is broken ({error!r}); expected what Tree.to_dict writes") from error
         return tree
+
+
+def _below(node: Node) -> Iterator[Node]:
+    """`node` and all below it, parents before children, siblings in order."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(reversed(node.children))
+
+
+def _node_to_dict(node: Node, parent: int | None) -> dict[str, Any]:
+    """A node as JSON fields; what is seldom used only where it is set."""
+    fields: dict[str, Any] = {"parent": parent, **_step_to_dict(node.step), "prior": node.prior}
+    fields |= {"visits": node.visit_count, "value_sum": node.value_sum, "value": node.value}
+    seldom = {"draw": node.draw, "width": node.width, "asked": node.asked}
+    return fields | {name: value for name, value in seldom.items() if value}
+
+
+def _node_from_dict(row: dict[str, Any], number: int, nodes: list[Node]) -> Node:
+    """The node that `_node_to_dict` wrote, below its parent, which is one of `nodes`."""
+    if not 0 <= row["parent"] < number:
+        raise DataError(f"a tree record is broken (node {number} has parent {row['parent']}); expected an earlier one")
+    parent = nodes[row["parent"]]
+    node = Node(_step_from_dict(row), row["prior"], parent, len(parent.children), row.get("draw", 0))
+    parent.children.append(node)
+    return node
+
+
+def _read_statistics(node: Node, row: dict[str, Any]) -> None:
+    node.visit_count, node.value_sum, node.value = row["visits"], row["value_sum"], row["value"]
+    node.width, node.asked = row.get("width", 0), row.get("asked", 0)
 
 
 def _step_to_dict(step: Step) -> dict[str, Any]:

@@ -7,50 +7,61 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_mcts.errors import ConfigError
+from llm_mcts.search.budget import SearchConfig, limited
 from llm_mcts.search.evaluation import completions, critic_scores
-from llm_mcts.search.voting import best_trace, vote
+from llm_mcts.search.voting import Choice, check_choice, choose, settled
 from llm_mcts.seeding import derive_seed
-from llm_mcts.types import Critic, Policy, SearchResult, State, Trace
+from llm_mcts.tree import Tree
+from llm_mcts.types import Critic, Policy, SearchResult, State, Trace, Usage
 
 
 @dataclass(frozen=True)
-class GreedyConfig:
-    """Greedy decoding has nothing to set."""
+class GreedyConfig(SearchConfig):
+    """Greedy decoding has nothing to set; it is one call, whatever the limits."""
 
 
 @dataclass(frozen=True)
-class SelfConsistencyConfig:
+class SelfConsistencyConfig(SearchConfig):
     """Majority vote over samples."""
 
     num_samples: int = 16
     """Independent solutions, at least 1."""
+    num_parallel: int = 16
+    """Solutions asked for at once, at least 1; limits and early stop are looked at in between."""
 
     def __post_init__(self) -> None:
-        _require_samples("self_consistency", self.num_samples)
+        super().__post_init__()
+        _check_samples("self_consistency", self)
 
 
 @dataclass(frozen=True)
-class BestOfNConfig:
+class BestOfNConfig(SearchConfig):
     """Critic's choice among samples."""
 
     num_samples: int = 16
     """Independent solutions, at least 1."""
-    answer: Literal["value", "vote"] = "value"
-    """value: the best-scored solution; vote: the answer with the largest sum of scores."""
+    num_parallel: int = 16
+    """Solutions asked for at once, at least 1; limits and early stop are looked at in between."""
+    answer: Literal["best", "vote"] = "best"
+    """best: the best-scored solution; vote: the answer with the largest sum of scores."""
 
     def __post_init__(self) -> None:
-        _require_samples("best_of_n", self.num_samples)
-        if self.answer not in ("value", "vote"):
-            raise ConfigError(f"best_of_n.answer is '{self.answer}'; expected value or vote")
+        super().__post_init__()
+        _check_samples("best_of_n", self)
+        check_choice("best_of_n", self.answer, ("best", "vote"))
 
 
-def _require_samples(search: str, n: int) -> None:
-    if n < 1:
-        raise ConfigError(f"{search}.num_samples is {n}; expected at least 1")
+def _check_samples(search: str, config: SelfConsistencyConfig | BestOfNConfig) -> None:
+    for name in ("num_samples", "num_parallel"):
+        if (n := getattr(config, name)) < 1:
+            raise ConfigError(f"{search}.{name} is {n}; expected at least 1")
 
 
-async def greedy(question: str, policy: Policy, critic: Critic | None, config: GreedyConfig, seed: int) -> SearchResult:
+async def greedy(
+    question: str, policy: Policy, critic: Critic | None, config: GreedyConfig, seed: int, tree: Tree | None = None
+) -> SearchResult:
     """The most likely token at every place. A critic, if given, only says how sure it is."""
+    _refuse(tree, "greedy")
     (state,) = await completions(policy, State(question), 1, seed, temperature=0.0)
     trace = Trace(state, (await critic_scores(critic, [state]))[0] if critic else None)
     confidence = float(state.answer is not None) if trace.score is None else trace.score
@@ -58,15 +69,17 @@ async def greedy(question: str, policy: Policy, critic: Critic | None, config: G
 
 
 async def self_consistency(
-    question: str, policy: Policy, critic: Critic | None, config: SelfConsistencyConfig, seed: int
+    question: str, policy: Policy, critic: Critic | None, config: SelfConsistencyConfig, seed: int, tree: Tree | None = None
 ) -> SearchResult:
     """The most frequent answer of `num_samples` solutions (Wang et al. 2022). No critic is asked."""
-    states = await completions(policy, State(question), config.num_samples, derive_seed(seed, question, "samples"))
-    traces = [Trace(state) for state in states]
-    return choose(question, traces, "vote")
+    _refuse(tree, "self_consistency")
+    traces = await _sample(question, policy, None, config, seed, "majority")
+    return choose(question, traces, "majority")
 
 
-async def best_of_n(question: str, policy: Policy, critic: Critic | None, config: BestOfNConfig, seed: int) -> SearchResult:
+async def best_of_n(
+    question: str, policy: Policy, critic: Critic | None, config: BestOfNConfig, seed: int, tree: Tree | None = None
+) -> SearchResult:
     """The solution, of `num_samples`, that the critic likes best, or the answer it votes for.
 
     The samples are those of `self_consistency` with the same seed.
@@ -74,18 +87,37 @@ async def best_of_n(question: str, policy: Policy, critic: Critic | None, config
     Raises:
         ConfigError: there is no critic.
     """
+    _refuse(tree, "best_of_n")
     if critic is None:
         raise ConfigError("best_of_n has no critic to choose by; give it one, or use self_consistency")
-    states = await completions(policy, State(question), config.num_samples, derive_seed(seed, question, "samples"))
-    scores = await critic_scores(critic, states)
-    return choose(question, [Trace(s, v) for s, v in zip(states, scores, strict=True)], config.answer)
+    traces = await _sample(question, policy, critic, config, seed, config.answer)
+    return choose(question, traces, config.answer)
 
 
-def choose(question: str, traces: list[Trace], answer: Literal["value", "vote"]) -> SearchResult:
-    """The result of deciding among whole solutions by best score or by vote."""
-    voted, share = vote(traces)
-    trace = voted if answer == "vote" else best_trace(traces)
-    if trace is None:
-        return SearchResult(question, None, State(question), 0.0, traces)
-    confidence = share if answer == "vote" or trace.score is None else trace.score
-    return SearchResult(question, trace.state.answer, trace.state, confidence, traces)
+async def _sample(
+    question: str,
+    policy: Policy,
+    critic: Critic | None,
+    config: SelfConsistencyConfig | BestOfNConfig,
+    seed: int,
+    choice: Choice,
+) -> list[Trace]:
+    """Solutions, a batch at a time until there are enough, a limit is reached, or the choice among them is settled."""
+    traces: list[Trace] = []
+    with limited(config, Usage()) as limits:
+        while (left := config.num_samples - len(traces)) > 0:
+            # Each batch has a seed of its own; how many came before names it.
+            batch_seed = derive_seed(seed, question, "samples", len(traces))
+            states = await completions(policy, State(question), min(left, config.num_parallel), batch_seed)
+            scores = await critic_scores(critic, states) if critic else [None] * len(states)
+            traces += [Trace(state, score) for state, score in zip(states, scores, strict=True)]
+            left -= len(states)
+            if limits.reached() or (config.early_stop and settled(traces, choice, left)):
+                break
+    limits.check_counted()
+    return traces
+
+
+def _refuse(tree: Tree | None, search: str) -> None:
+    if tree is not None:
+        raise ConfigError(f"{search} grows no tree and cannot search one further; use a tree search such as mcts")

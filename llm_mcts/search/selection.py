@@ -2,6 +2,9 @@
 
 Pure functions of the counts. All take values in [0, 1]. A simulation in flight counts as `virtual_loss` visits that
 lost (AlphaGo, Methods: virtual loss), so simulations under way at the same time spread over the tree.
+
+Q normalisation (MuZero) divides Q by the span of values before the exploration term is added. The rules need not know:
+argmax Q / span + c U is argmax Q + (c span) U, so the caller scales c.
 """
 
 from collections.abc import Callable
@@ -9,11 +12,14 @@ from math import inf, log, sqrt
 
 from llm_mcts.tree import Node
 
+C_BASE = 19652
+"""AlphaZero's pseudo-code: how slowly its exploration grows with the visits."""
 
-def uct(node: Node, c: float, virtual_loss: float) -> Node:
+
+def uct(node: Node, c: float, virtual_loss: float, first_play: float | None = None) -> Node:
     """UCB1 on trees (Kocsis and Szepesvári 2006): argmax Q + c sqrt(2 ln N / n); unvisited children come first, in order.
 
-    N is the parent's count, n the child's.
+    N is the parent's count, n the child's. AlphaLLM's paper has the same formula, its code none of the 2: c / sqrt(2) here.
     """
     total = node.visit_count + virtual_loss * node.in_flight
     scale = c * sqrt(2 * log(total)) if total > 1 else 0.0
@@ -28,24 +34,52 @@ def uct(node: Node, c: float, virtual_loss: float) -> Node:
     return best
 
 
-def puct(node: Node, c: float, virtual_loss: float) -> Node:
-    """PUCT (AlphaGo, Silver et al. 2016): argmax Q + c P sqrt(N) / (1 + n).
+def puct(node: Node, c: float, virtual_loss: float, first_play: float | None = None) -> Node:
+    """PUCT as in AlphaZero's pseudo-code with a constant c: argmax Q + c P sqrt(N) / (1 + n).
 
-    N is the parent's count, its own evaluation included, as in AlphaZero's pseudo-code, so the first choice follows the
-    prior. An unvisited child is given its parent's mean value: it is not known to be worse.
+    N is the parent's count, its own evaluation included, so the first choice follows the prior. An unvisited child is
+    worth `first_play`; None gives it its parent's mean value: it is not known to be worse.
     """
     scale = c * sqrt(node.visit_count + virtual_loss * node.in_flight)
-    parent_value = node.q_value
+    unvisited_value = node.q_value if first_play is None else first_play
     best, best_score = node.children[0], -inf
     for child in node.children:
         n = child.visit_count + virtual_loss * child.in_flight
-        score = (child.value_sum / n if n else parent_value) + scale * child.prior / (1 + n)
+        score = (child.value_sum / n if n else unvisited_value) + scale * child.prior / (1 + n)
         if score > best_score:
             best, best_score = child, score
     return best
 
 
-Rule = Callable[[Node, float, float], Node]
+def alphago(node: Node, c: float, virtual_loss: float, first_play: float | None = None) -> Node:
+    """AlphaGo's PUCT (Silver et al. 2016): argmax Q + c P sqrt(sum_b N_b) / (1 + n), the sum over the children alone.
 
-RULES: dict[str, Rule] = {"uct": uct, "puct": puct}
+    With no child visited all exploration terms are 0; the prior then decides, as it does for the smallest positive sum.
+    """
+    total = node.visit_count - 1 + virtual_loss * node.in_flight
+    if total <= 0:
+        return max(node.children, key=lambda child: child.prior)
+    return puct(node, c * sqrt(total / (total + 1)), virtual_loss, first_play)  # puct has the sum + 1 under its root
+
+
+def alphazero(node: Node, c: float, virtual_loss: float, first_play: float | None = None) -> Node:
+    """AlphaZero's PUCT (Silver et al. 2018): c grows as log((N + 19652 + 1) / 19652) + c."""
+    total = node.visit_count + virtual_loss * node.in_flight
+    return puct(node, log((total + C_BASE + 1) / C_BASE) + c, virtual_loss, first_play)
+
+
+Rule = Callable[[Node, float, float, float | None], Node]
+
+RULES: dict[str, Rule] = {"uct": uct, "puct": puct, "alphago": alphago, "alphazero": alphazero}
 """Selection rules by name."""
+
+
+def siblings_span(node: Node) -> float:
+    """Span of the values of a node and its visited children (mctx: parent and siblings); 1 where there is none.
+
+    MuZero's other normalisation, over the whole tree, is `Tree.value_range`.
+    """
+    values = [child.value_sum / child.visit_count for child in node.children if child.visit_count]
+    if node.value is not None:
+        values.append(node.value)
+    return (max(values) - min(values) if values else 0.0) or 1.0

@@ -35,7 +35,7 @@ from llm_mcts.engines.base import Request
 from llm_mcts.errors import ConfigError, PolicyError
 from llm_mcts.runner import run_questions
 from llm_mcts.search.mcts import MCTSConfig, backup, mcts
-from llm_mcts.search.selection import uct
+from llm_mcts.search.selection import puct, uct
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Critic, Policy, Problem, SearchResult, Step
 
@@ -52,7 +52,7 @@ STEPS = {
     "b": [step("#### 1", 0.7, "1"), step("e", 0.3)],
 }
 VALUES = {"": 0.5, "a": 0.2, "b": 0.8, "b\n#### 1": 1.0, "b\ne": 0.4, "a\nc": 0.1, "a\nd": 0.3, "a\n#### 5": 0.6}
-PLAIN = MCTSConfig(num_simulations=4, c_puct=1.0, rollouts=0, rollout_weight=0.0, num_parallel=1)
+PLAIN = MCTSConfig(num_simulations=3, c_puct=1.0, rollouts=0, rollout_weight=0.0, num_parallel=1)
 
 
 def search(config: MCTSConfig, policy: Policy | None = None, critic: Critic | None = None, seed: int = 0) -> SearchResult:
@@ -122,11 +122,11 @@ def test_a_wrong_backup_is_detected(wrong: Callable[[Node], None]) -> None:
 
 
 def check_puct_trace() -> None:
-    """Four simulations with c = 1, each after the one before."""
-    # 1: the root, 0.5.
-    # 2: the root is expanded. N = 1, q = 0.5: a 0.5 + 1*0.6 = 1.1, b 0.5 + 0.4 = 0.9. a, worth 0.2.
-    # 3: N = 2, q = 0.35, sqrt 2 = 1.41421: a 0.2 + 1.41421*0.6/2 = 0.624, b 0.35 + 1.41421*0.4 = 0.916. b, worth 0.8.
-    # 4: N = 3, sqrt 3 = 1.73205: a 0.2 + 1.73205*0.6/2 = 0.720, b 0.8 + 1.73205*0.4/2 = 1.146. b is expanded;
+    """Three simulations with c = 1, each after the one before."""
+    # The root alone is worth 0.5.
+    # 1: the root is expanded. N = 1, q = 0.5: a 0.5 + 1*0.6 = 1.1, b 0.5 + 0.4 = 0.9. a, worth 0.2.
+    # 2: N = 2, q = 0.35, sqrt 2 = 1.41421: a 0.2 + 1.41421*0.6/2 = 0.624, b 0.35 + 1.41421*0.4 = 0.916. b, worth 0.8.
+    # 3: N = 3, sqrt 3 = 1.73205: a 0.2 + 1.73205*0.6/2 = 0.720, b 0.8 + 1.73205*0.4/2 = 1.146. b is expanded;
     #    N = 1, q = 0.8: #### 1 0.8 + 0.7, e 0.8 + 0.3. #### 1, worth 1.0.
     tree = tree_of(PLAIN)
     assert statistics(tree) == {"": (4, 2.5), "0": (1, 0.2), "1": (2, 1.8), "1.0": (1, 1.0)}
@@ -134,14 +134,14 @@ def check_puct_trace() -> None:
 
 
 def check_uct_trace() -> None:
-    """Six simulations with c = 1, each after the one before."""
-    # 1: the root, 0.5. 2: unvisited a, 0.2. 3: unvisited b, 0.8.
-    # 4: N = 3, sqrt(2 ln 3) = 1.482304: a 0.2 + 1.482 = 1.682, b 0.8 + 1.482. b is expanded: unvisited #### 1, 1.0.
-    # 5: N = 4, sqrt(2 ln 4) = 1.665109: a 0.2 + 1.665 = 1.865, b 1.8/2 + 1.665/sqrt 2 = 0.9 + 1.177 = 2.077.
+    """Five simulations with c = 1, each after the one before."""
+    # The root alone is worth 0.5. 1: unvisited a, 0.2. 2: unvisited b, 0.8.
+    # 3: N = 3, sqrt(2 ln 3) = 1.482304: a 0.2 + 1.482 = 1.682, b 0.8 + 1.482. b is expanded: unvisited #### 1, 1.0.
+    # 4: N = 4, sqrt(2 ln 4) = 1.665109: a 0.2 + 1.665 = 1.865, b 1.8/2 + 1.665/sqrt 2 = 0.9 + 1.177 = 2.077.
     #    Below b: unvisited e, 0.4.
-    # 6: N = 5, sqrt(2 ln 5) = 1.794123: a 0.2 + 1.794 = 1.994, b 2.2/3 + 1.794/sqrt 3 = 0.733 + 1.036 = 1.769.
+    # 5: N = 5, sqrt(2 ln 5) = 1.794123: a 0.2 + 1.794 = 1.994, b 2.2/3 + 1.794/sqrt 3 = 0.733 + 1.036 = 1.769.
     #    a is expanded: unvisited c, 0.1.
-    tree = tree_of(replace(PLAIN, num_simulations=6, selection="uct"))
+    tree = tree_of(replace(PLAIN, num_simulations=5, selection="uct"))
     assert statistics(tree) == {
         "": (6, 3.0),
         "0": (2, 0.3),
@@ -153,13 +153,13 @@ def check_uct_trace() -> None:
 
 
 def check_virtual_loss_trace() -> None:
-    """One simulation of the root, then two at once."""
+    """Two simulations at once."""
     # Both stop at the root, which is expanded. The first chooses while the second is in flight: N = 1 + 1, sqrt 2:
     # a 0.5 + 1.41421*0.6 = 1.349, b 0.5 + 1.41421*0.4 = 1.066. a.
     # The second sees a lost visit at a: a 0/1 + 1.41421*0.6/2 = 0.424, b 1.066. b. (Without it: a again.)
     # Without it the second is taken back; the next one sees a's 0.9: N = 2, a 0.9 + 1.41421*0.6/2 = 1.324,
     # b (0.5 + 0.9)/2 + 1.41421*0.4 = 1.266, and goes below a.
-    tree = tree_of(replace(PLAIN, num_simulations=3, num_parallel=2), critic=TableCritic({**VALUES, "a": 0.9}))
+    tree = tree_of(replace(PLAIN, num_simulations=2, num_parallel=2), critic=TableCritic({**VALUES, "a": 0.9}))
     assert statistics(tree) == {"": (3, 2.2), "0": (1, 0.9), "1": (1, 0.8)}
     check_idle(tree)
 
@@ -178,19 +178,19 @@ def test_virtual_loss_by_hand() -> None:
 
 def test_without_virtual_loss_simulations_do_not_see_each_other() -> None:
     critic = TableCritic({**VALUES, "a": 0.9})
-    tree = tree_of(replace(PLAIN, num_simulations=3, num_parallel=2, virtual_loss=0.0), critic=critic)
+    tree = tree_of(replace(PLAIN, num_simulations=2, num_parallel=2, virtual_loss=0.0), critic=critic)
     assert statistics(tree) == {"": (3, 1.5), "0": (2, 1.0), "0.0": (1, 0.1)}
 
 
 def test_the_leaf_value_mixes_in_roll_outs() -> None:
-    # The root's roll-out is worth 0.9, so V = 0.75 * 0.5 + 0.25 * 0.9 = 0.6.
+    # The root's roll-out is worth 0.9, so V = 0.75 * 0.5 + 0.25 * 0.9 = 0.6; that of a 0.7: 0.75 * 0.2 + 0.25 * 0.7 = 0.325.
     tree = tree_of(
         replace(PLAIN, num_simulations=1, rollouts=1, rollout_weight=0.25),
         ListedPolicy(STEPS, answer="7"),
-        TableCritic({"": 0.5, "#### 7": 0.9}),
+        TableCritic({"": 0.5, "#### 7": 0.9, "a": 0.2, "a\n#### 7": 0.7}),
     )
-    assert tree.root.value == pytest.approx(0.6)
-    assert [(n.key(), s.text, v) for n, s, v in tree.rollouts] == [("", "#### 7", 0.9)]
+    assert (tree.root.value, tree.root.children[0].value) == (pytest.approx(0.6), pytest.approx(0.325))
+    assert [(n.key(), s.text, v) for n, s, v in tree.rollouts] == [("", "#### 7", 0.9), ("0", "a\n#### 7", 0.7)]
 
 
 def test_without_a_critic_solutions_judge_each_other() -> None:
@@ -225,17 +225,17 @@ def test_answer_by_vote_value_and_visits() -> None:
     config = replace(PLAIN, num_simulations=30, c_puct=5.0)
     results = {
         answer: search(replace(config, answer=answer), ListedPolicy({"": ends}), TableCritic(values))  # type: ignore[arg-type]
-        for answer in ("vote", "value", "visits")
+        for answer in ("vote", "best", "visits")
     }
     # vote: "1" 0.6, "2" 0.4 + 0.5 = 0.9, "3" 0.1, total 1.6.
     assert (results["vote"].answer, results["vote"].confidence) == ("2", pytest.approx(0.5625))
     assert results["vote"].state.text == "2 = #### 2"  # the better of the two
-    assert (results["value"].answer, results["value"].confidence) == ("1", 0.6)
-    # visits: "1" has the greatest prior and value; its share of the 29 visits below the root.
+    assert (results["best"].answer, results["best"].confidence) == ("1", 0.6)
+    # visits: "1" has the greatest prior and value; its share of the 30 visits below the root.
     tree = results["visits"].tree
     assert tree is not None
     assert results["visits"].answer == "1"
-    assert results["visits"].confidence == pytest.approx(tree.root.children[0].visit_count / 29)
+    assert results["visits"].confidence == pytest.approx(tree.root.children[0].visit_count / 30)
     assert len(results["visits"].traces) == 4
 
 
@@ -255,7 +255,7 @@ def test_the_chosen_solution_is_among_those_seen() -> None:
     ("values", "named"),
     [
         ({"selection": "pukt"}, "'pukt'.*did you mean 'puct'"),
-        ({"answer": "best"}, "'best'"),
+        ({"answer": "value"}, "'value'"),
         ({"num_simulations": 0}, "num_simulations is 0"),
         ({"expansion_width": -1}, "expansion_width is -1"),
         ({"max_depth": 0}, "max_depth is 0"),
@@ -263,9 +263,9 @@ def test_the_chosen_solution_is_among_those_seen() -> None:
         ({"c_puct": -0.5}, "c_puct is -0.5"),
         ({"rollouts": -2}, "rollouts is -2"),
         ({"virtual_loss": -1.0}, "virtual_loss is -1.0"),
-        ({"rollout_weight": 1.5}, "rollout_weight=1.5"),
-        ({"rollout_weight": float("nan")}, "rollout_weight=nan"),
-        ({"prior_temperature": 0.0}, "prior_temperature=0.0"),
+        ({"rollout_weight": 1.5}, "rollout_weight is 1.5"),
+        ({"rollout_weight": float("nan")}, "rollout_weight is nan"),
+        ({"prior_temperature": 0.0}, "prior_temperature is 0.0"),
         ({"rollouts": 0}, "rollouts is 0"),
     ],
 )
@@ -294,7 +294,7 @@ def solved(budget: int, noise: float, games: int = 30, **settings: Any) -> int:
             "rollout_weight": 0.0,
             "num_parallel": 1,
             "c_puct": 0.5,
-            "answer": "value",
+            "answer": "best",
             **settings,
         }
     )
@@ -344,7 +344,7 @@ random_settings = st.fixed_dictionaries(
         "rollouts": st.integers(1, 3),
         "rollout_weight": st.sampled_from([0.0, 0.5, 1.0]),
         "virtual_loss": st.sampled_from([0.0, 0.5, 1.0, 3.0]),
-        "answer": st.sampled_from(["vote", "value", "visits"]),
+        "answer": st.sampled_from(["vote", "best", "visits"]),
     }
 )
 seeds = st.integers(0, 2**32)
@@ -352,7 +352,7 @@ seeds = st.integers(0, 2**32)
 
 def searched(settings: dict[str, Any], num_parallel: int, critic: bool, seed: int) -> tuple[SearchResult, Tree, list[Request]]:
     policy, engine = scripted(noise_script(width=4, depth=4))
-    if not critic and settings["answer"] == "value":
+    if not critic and settings["answer"] == "best":
         settings = {**settings, "answer": "vote"}
     config = MCTSConfig(num_parallel=num_parallel, **settings)
     result = run(mcts(f"question {seed % 7}", policy, NoiseCritic() if critic else None, config, seed))
@@ -372,7 +372,7 @@ def test_invariants_one_simulation_at_a_time(values: dict[str, Any], critic: boo
 @given(random_settings, st.integers(1, 6), st.booleans(), seeds)
 def test_invariants(values: dict[str, Any], num_parallel: int, critic: bool, seed: int) -> None:
     result, tree, requests = searched(values, num_parallel, critic, seed)
-    check_root_visits(tree, values["num_simulations"])
+    check_root_visits(tree, values["num_simulations"], num_parallel)
     check_idle(tree)
     check_depth(tree, values["max_depth"])
     check_priors(tree)
@@ -431,22 +431,23 @@ def test_no_gold_answer_reaches_a_prompt() -> None:
 def test_without_exploration_and_noise_uct_always_goes_for_value() -> None:
     tree = tree_of(replace(PLAIN, num_simulations=30, selection="uct", c_puct=0.0))
     a, b = tree.root.children
-    # a (0.2) is tried once; b (0.8, then 1.0 below it) gets all the rest: 30 - 1 (root) - 1 (a).
-    assert (a.visit_count, b.visit_count) == (1, 28)
+    # a (0.2) is tried once; b (0.8, then 1.0 below it) gets all the rest: 30 - 1 (a).
+    assert (a.visit_count, b.visit_count) == (1, 29)
 
 
-def test_one_simulation_is_the_root_and_its_roll_outs() -> None:
+def test_one_simulation_evaluates_the_root_and_one_step() -> None:
     policy, engine = scripted()
-    result = run(mcts(QUESTION, policy, NoiseCritic(), MCTSConfig(num_simulations=1, rollouts=3), 0))
+    config = MCTSConfig(num_simulations=1, rollouts=3, num_parallel=1, expansion_width=4)
+    result = run(mcts(QUESTION, policy, NoiseCritic(), config, 0))
     assert result.tree is not None
-    assert (len(result.tree), len(result.traces)) == (1, 3)
-    assert [request.n for request in engine.requests] == [3]
+    assert (result.tree.root.visit_count, len(result.traces)) == (2, 6)
+    assert [request.n for request in engine.requests] == [3, 4, 3]
 
 
-def test_parallel_simulations_cost_the_same_number_of_simulations() -> None:
+def test_parallel_simulations_go_beyond_the_number_by_less_than_a_wave() -> None:
     for num_parallel in (1, 3, 7, 50):
         tree = searched({"num_simulations": 20}, num_parallel, True, 1)[1]
-        check_root_visits(tree, 20)
+        check_root_visits(tree, 20, num_parallel)
 
 
 def test_a_longer_search_begins_with_the_shorter_one() -> None:
@@ -460,7 +461,7 @@ def test_a_longer_search_begins_with_the_shorter_one() -> None:
 # Planted errors: each has to be seen by at least the named check.
 
 
-def flipped_uct(node: Node, c: float, virtual_loss: float) -> Node:
+def flipped_uct(node: Node, c: float, virtual_loss: float, first_play: float | None = None) -> Node:
     return uct(node, -c, virtual_loss)
 
 
@@ -468,7 +469,7 @@ def invariants() -> None:
     for parallel in (1, 3):
         values = {"num_simulations": 25, "max_depth": 2, "rollout_weight": 0.5}
         _, tree, _ = searched(values, parallel, True, 5)
-        check_root_visits(tree, 25)
+        check_root_visits(tree, 25, parallel)
         check_idle(tree)
         check_depth(tree, 2)
         check_priors(tree)
@@ -507,19 +508,14 @@ def test_one_dropped_backup_is_detected(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_virtual_loss_that_is_not_undone_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never_undone(node: Node | None, change: int) -> None:
-        while node is not None:
-            node.in_flight += max(change, 0)
-            node = node.parent
-
-    monkeypatch.setattr(MODULE, "_in_flight", never_undone)
+    monkeypatch.setattr(MODULE, "_leave", lambda node: None)
     for check in (invariants, check_virtual_loss_trace):
         with pytest.raises(AssertionError):
             check()
 
 
 def test_a_virtual_loss_that_is_never_left_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "_in_flight", lambda node, change: None)
+    monkeypatch.setitem(MODULE.RULES, "puct", lambda node, c, virtual_loss, first_play: puct(node, c, 0.0, first_play))
     with pytest.raises(AssertionError):
         check_virtual_loss_trace()
 
@@ -537,13 +533,13 @@ def test_a_depth_that_is_off_by_one_is_detected(monkeypatch: pytest.MonkeyPatch)
     def too_deep(self: Any, node: Node) -> bool:
         return node.visit_count > 0 and not node.terminal and node.depth <= self.config.max_depth
 
-    monkeypatch.setattr(MODULE._Search, "_expandable", too_deep)
+    monkeypatch.setattr(MODULE.TreeSearch, "_expandable", too_deep)
     with pytest.raises(AssertionError, match="lies 3 deep, allowed 2"):
         invariants()
 
 
 def test_a_choice_of_the_worst_child_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    def worst(node: Node, c: float, virtual_loss: float) -> Node:
+    def worst(node: Node, c: float, virtual_loss: float, first_play: float | None = None) -> Node:
         return min(node.children, key=lambda child: child.q_value)
 
     monkeypatch.setitem(MODULE.RULES, "puct", worst)

@@ -1,0 +1,181 @@
+"""Beam searches guided by a critic: OVM's value-guided beam (arXiv 2311.09724) and DVTS.
+
+    beam   K candidate steps in all, b beams: each beam samples K / b next steps, the b best-valued of all go on
+    dvts   n / m independent subtrees, each keeps the best of m candidate steps: less greedy on the whole, so more diverse
+
+A finished solution keeps its place among the candidates. Both grow a tree, and what a tree holds already is neither sampled
+nor scored again: a search that was stopped goes on by starting over on its tree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_mcts.concurrency import gather_all
+from llm_mcts.errors import ConfigError, PolicyError
+from llm_mcts.search.budget import SearchConfig, limited
+from llm_mcts.search.evaluation import critic_scores, tree_traces
+from llm_mcts.search.expansion import priors, set_priors
+from llm_mcts.search.mcts import backup
+from llm_mcts.search.voting import check_choice, choose, settled
+from llm_mcts.seeding import derive_seed
+from llm_mcts.tree import Node, Tree
+from llm_mcts.types import Critic, Policy, SearchResult, Step, Trace
+
+
+@dataclass(frozen=True)
+class BeamConfig(SearchConfig):
+    """Value-guided beam search."""
+
+    num_candidates: int = 20
+    """K: steps sampled at each depth, all beams together; a multiple of beam_width. OVM: 20 or 100."""
+    beam_width: int = 10
+    """b: beams kept at each depth, at least 1. OVM: 10 or 50."""
+    max_depth: int = 10
+    """Steps of a solution, at least 1; what is unfinished then has no answer. OVM: 10."""
+    answer: Literal["best", "majority", "vote"] = "best"
+    """best: the finished beam of highest value (OVM); majority or vote: over the finished beams."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("beam", self, ("num_candidates", "beam_width", "max_depth"))
+        if self.num_candidates % self.beam_width:
+            raise ConfigError(
+                f"beam.num_candidates is {self.num_candidates} with beam_width {self.beam_width}; expected a multiple of it"
+            )
+
+
+@dataclass(frozen=True)
+class DVTSConfig(SearchConfig):
+    """Diverse verifier tree search."""
+
+    num_candidates: int = 16
+    """n: steps sampled at each depth, all subtrees together; a multiple of subtree_width."""
+    subtree_width: int = 4
+    """m: candidate steps of a subtree, at least 1; n / m is the number of subtrees."""
+    max_depth: int = 10
+    """Steps of a solution, at least 1; what is unfinished then has no answer."""
+    answer: Literal["best", "majority", "vote"] = "best"
+    """best: the subtree's solution that the critic likes best; majority or vote: over the subtrees."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("dvts", self, ("num_candidates", "subtree_width", "max_depth"))
+        if self.num_candidates % self.subtree_width:
+            raise ConfigError(
+                f"dvts.num_candidates is {self.num_candidates} with subtree_width {self.subtree_width}; "
+                "expected a multiple of it"
+            )
+
+
+def _check(search: str, config: BeamConfig | DVTSConfig, names: Sequence[str]) -> None:
+    check_choice(search, config.answer, ("best", "majority", "vote"))
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{search}.{name} is {getattr(config, name)}; expected at least 1")
+
+
+async def beam(
+    question: str, policy: Policy, critic: Critic | None, config: BeamConfig, seed: int, tree: Tree | None = None
+) -> SearchResult:
+    """Keep the `beam_width` best-valued of all candidates at each depth. With K = b = 1 each step is one sample.
+
+    Raises:
+        ConfigError: there is no critic.
+        PolicyError: the policy proposed no step.
+        CriticError: the critic broke its contract.
+    """
+    search = _StepSearch(tree or Tree(question), policy, critic, seed, "beam")
+    with limited(config, search.tree.usage) as limits:
+        beams = [search.tree.root]
+        for depth in range(config.max_depth):
+            if search.ended(beams, depth, config) or limits.reached():
+                break
+            # The first depth has one beam only, which samples all K.
+            share = config.num_candidates // (1 if beams == [search.tree.root] else config.beam_width)
+            groups = await search.candidates([(node, share, 0) for node in beams])
+            beams = best_valued([node for group in groups for node in group], config.beam_width)
+    limits.check_counted()
+    return search.result(beams, config.answer)
+
+
+async def dvts(
+    question: str, policy: Policy, critic: Critic | None, config: DVTSConfig, seed: int, tree: Tree | None = None
+) -> SearchResult:
+    """Grow n / m subtrees side by side, each by the best of its own m candidates.
+
+    Raises:
+        ConfigError: there is no critic.
+        PolicyError: the policy proposed no step.
+        CriticError: the critic broke its contract.
+    """
+    search = _StepSearch(tree or Tree(question), policy, critic, seed, "dvts")
+    with limited(config, search.tree.usage) as limits:
+        paths = [search.tree.root] * (config.num_candidates // config.subtree_width)
+        for depth in range(config.max_depth):
+            if search.ended(paths, depth, config) or limits.reached():
+                break
+            # At the root each subtree draws for itself; further down their nodes differ.
+            asked = [(node, config.subtree_width, i if node is search.tree.root else 0) for i, node in enumerate(paths)]
+            paths = [best_valued(group, 1)[0] for group in await search.candidates(asked)]
+    limits.check_counted()
+    return search.result(paths, config.answer)
+
+
+def best_valued(nodes: Sequence[Node], n: int) -> list[Node]:
+    """The `n` nodes of highest value, the first of equals first."""
+    return sorted(nodes, key=lambda node: -(node.value or 0.0))[:n]
+
+
+class _StepSearch:
+    """What the two share: steps sampled and scored into a tree, a depth at a time."""
+
+    def __init__(self, tree: Tree, policy: Policy, critic: Critic | None, seed: int, name: str) -> None:
+        if critic is None:
+            raise ConfigError(f"{name} has no critic to choose steps by; give it one, or use mcts with roll-outs")
+        self.tree, self.policy, self.critic, self.seed = tree, policy, critic, seed
+
+    def ended(self, nodes: Sequence[Node], depth: int, config: BeamConfig | DVTSConfig) -> bool:
+        """Whether all are finished solutions, or the choice is settled whatever the further candidates are."""
+        left = config.num_candidates * (config.max_depth - depth)
+        done = all(node.terminal for node in nodes)
+        return done or (config.early_stop and settled(self._traces(nodes), config.answer, left))
+
+    def _traces(self, nodes: Sequence[Node]) -> list[Trace]:
+        return [Trace(self.tree.state(node), node.value) for node in nodes if node.terminal]
+
+    async def candidates(self, asked: Sequence[tuple[Node, int, int]]) -> list[list[Node]]:
+        """For each (node, number of steps, draw) the scored children of that draw; a finished node stands for itself."""
+        missing = [(node, n, draw) for node, n, draw in asked if not self._drawn(node, draw) and not node.terminal]
+        proposed = await gather_all([self._propose(node, n, draw) for node, n, draw in missing])
+        added = []
+        for (node, _, draw), steps in zip(missing, proposed, strict=True):
+            added += [self.tree.add_child(node, step, draw) for step in steps]
+        try:
+            scores = await critic_scores(self.critic, [self.tree.state(node) for node in added])
+        except BaseException:
+            for node in added:
+                node.parent.children.remove(node)  # type: ignore[union-attr]
+            raise
+        for node, node.value in zip(added, scores, strict=True):
+            backup(node)
+        for parent in dict.fromkeys(node for node, _, _ in missing):
+            set_priors(parent, priors([child.step for child in parent.children], temperature=1.0))
+        return [[node] if node.terminal else self._drawn(node, draw) for node, _, draw in asked]
+
+    def _drawn(self, node: Node, draw: int) -> list[Node]:
+        return [child for child in node.children if child.draw == draw]
+
+    async def _propose(self, node: Node, n: int, draw: int) -> Sequence[Step]:
+        seed = derive_seed(self.seed, self.tree.question, self.tree.place(node), "expand", draw)
+        steps = await self.policy.propose(self.tree.state(node), n, seed)
+        if not steps:
+            raise PolicyError(f"policy proposed no step after '{node.key()}' of question {self.tree.question!r}")
+        return steps
+
+    def result(self, nodes: Sequence[Node], answer: Literal["best", "majority", "vote"]) -> SearchResult:
+        """The choice among the finished ones of `nodes`; of all finished ones seen, where a limit left none there."""
+        seen = tree_traces(self.tree)
+        result = choose(self.tree.question, self._traces(nodes) or seen, answer)
+        result.traces, result.tree = seen, self.tree
+        return result
