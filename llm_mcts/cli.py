@@ -68,15 +68,16 @@ def solve(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Accuracy of several searches on the same questions."""
-    from llm_mcts.evaluate import EvaluateConfig, evaluate_methods, write_evaluation
+    from llm_mcts.evaluate import EvaluateConfig, evaluate_methods
     from llm_mcts.progress import Reporter
 
     parser = _parser("evaluate", "llm-mcts evaluate --config configs/evaluate/arith.yaml --num_questions 100")
     parser.add_argument("--out", type=Path, help="folder for report.md, report.json, report.csv and the records")
+    parser.add_argument("--resume", action="store_true", help="go on with the evaluation in --out")
     args, config = _parse(parser, EvaluateConfig, argv)
-    report = evaluate_methods(config, Reporter(quiet=args.json))
-    if args.out:
-        write_evaluation(report, args.out)
+    if args.resume and not args.out:
+        raise ConfigError("--resume needs --out FOLDER, the evaluation to go on with")
+    report = evaluate_methods(config, Reporter(quiet=args.json), args.out, args.resume)
     print(json.dumps(report.to_dict()) if args.json else report.markdown)
 
 

@@ -8,16 +8,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.progress import Reporter
-from llm_mcts.runner import Record, run_questions
+from llm_mcts.runner import Check, Record, Solve, run_questions
 from llm_mcts.solver import Solver, SolverConfig, build_search
-from llm_mcts.store import Journal, write_atomically
+from llm_mcts.store import Journal, RunDirectory, write_atomically
 from llm_mcts.tasks import TaskConfig
-from llm_mcts.types import SearchResult, Usage
+from llm_mcts.types import Problem, SearchResult, Usage
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -225,35 +226,64 @@ class Evaluation:
         return {"scores": [score.to_dict() for score in self.scores], "differences": differences}
 
 
-def evaluate_methods(config: EvaluateConfig, reporter: Reporter) -> Evaluation:
-    """Run every method on the same questions.
+def evaluate_methods(
+    config: EvaluateConfig, reporter: Reporter, folder: Path | None = None, resume: bool = False
+) -> Evaluation:
+    """Run every method on the same questions; with a folder, keep each record and write the report there.
 
     Raises:
         DataError: a question has no known answer.
+        ConfigError: the folder holds an evaluation and `resume` is off, or one of another configuration.
     """
     task = config.task.build()
     problems = task.load(config.split, config.num_questions)
     unlabelled = [p.id for p in problems if p.gold is None]
     if unlabelled:
         raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
+    if folder:
+        RunDirectory.open(folder, asdict(config), resume)
     solver = Solver(config.solver)
     records = {}
     for label, search in config.methods.items():
+        journal = Journal(folder / f"{label}.jsonl") if folder else None
+        solve = partial(solver.asolve, search=search)
+        records[label] = solve_into(journal, problems, solve, task.check, config.concurrency, reporter, label)
+    evaluation = Evaluation(records)
+    if folder:
+        write_report(evaluation, folder)
+    return evaluation
 
-        async def solve(question: str, search: Any = search) -> SearchResult:
-            return await solver.asolve(question, search)
 
-        with reporter.stage(label, len(problems)) as meter:
-            records[label] = asyncio.run(run_questions(problems, solve, task.check, config.concurrency, progress=meter))
-    return Evaluation(records)
+def solve_into(
+    journal: Journal | None,
+    problems: Sequence[Problem],
+    solve: Solve,
+    check: Check,
+    concurrency: int,
+    reporter: Reporter,
+    title: str,
+    keep_trees: bool = False,
+) -> list[Record]:
+    """Solve the problems that the journal does not hold yet and complete it; all records, in the problems' order."""
+    rows = {row["id"]: row for row in journal.read()} if journal else {}
+    left = [p for p in problems if p.id not in rows]
+
+    def on_done(record: Record, result: SearchResult | None) -> None:
+        tree = {"tree": result.tree.to_dict()} if keep_trees and result and result.tree else {}
+        rows[record.id] = {**record.to_dict(), **tree}
+        if journal:
+            journal.append(rows[record.id])
+
+    if left:
+        with reporter.stage(title, len(left)) as meter:
+            asyncio.run(run_questions(left, solve, check, concurrency, on_done, meter))
+    if journal and not journal.complete:
+        journal.finish([p.id for p in problems])
+    return [Record.from_dict({k: v for k, v in rows[p.id].items() if k != "tree"}) for p in problems]
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write report.md, report.json, report.csv and each method's records as JSON lines."""
-    for label in evaluation.records:
-        check_label(label)
+def write_report(evaluation: Evaluation, folder: Path) -> None:
+    """Write report.md, report.json and report.csv."""
     write_atomically(folder / "report.md", evaluation.markdown.encode())
     write_atomically(folder / "report.json", json.dumps(evaluation.to_dict(), indent=2).encode() + b"\n")
     write_atomically(folder / "report.csv", to_csv(evaluation.scores).encode())
-    for label, records in evaluation.records.items():
-        Journal(folder / f"{label}.jsonl").write([record.to_dict() for record in records])

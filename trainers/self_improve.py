@@ -8,24 +8,24 @@ Each stage leaves its result in the run directory and is skipped when it is ther
 Only mechanics live here: searches, losses, rows and file names have their own modules.
 """
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from critics.modeling import KINDS, HeadConfig, Kind
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.evaluate import PairedDifference, Score, check_methods, paired_difference, to_markdown
+from llm_mcts.evaluate import PairedDifference, Score, check_methods, paired_difference, solve_into, to_markdown
 from llm_mcts.progress import Reporter
-from llm_mcts.runner import Record, run_questions
+from llm_mcts.runner import Record
 from llm_mcts.seeding import derive_seed
 from llm_mcts.solver import Solver, SolverConfig
 from llm_mcts.store import Journal, RoundDirectory, RunDirectory, versions
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.tree import Tree
-from llm_mcts.types import Problem, SearchResult
+from llm_mcts.types import Problem
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
 from trainers.datasets import RowsConfig, row_from_dict, row_to_dict, rows_from_tree
@@ -165,21 +165,9 @@ class _Loop:
         self, journal: Journal, models: SolverConfig, search: str | Mapping[str, Any], problems: list[Problem], title: str
     ) -> None:
         """Solve what the journal does not hold yet, then complete it."""
-        done = {record["id"] for record in journal.read()}
-        left = [p for p in problems if p.id not in done]
-        keep_tree = journal.path.name.startswith("trees")
-        solver = self._solver(replace(models, seed=0))
-
-        def on_done(record: Record, result: SearchResult | None) -> None:
-            tree = {"tree": result.tree.to_dict()} if keep_tree and result and result.tree else {}
-            journal.append({**record.to_dict(), **tree})
-
-        async def solve(question: str) -> SearchResult:
-            return await solver.asolve(question, search, models.seed)
-
-        with self.reporter.stage(title, len(left)) as meter:
-            asyncio.run(run_questions(left, solve, self.task.check, self.config.concurrency, on_done, meter))
-        journal.finish([p.id for p in problems])
+        solve = partial(self._solver(replace(models, seed=0)).asolve, search=search, seed=models.seed)
+        keep_trees = journal.path.name.startswith("trees")
+        solve_into(journal, problems, solve, self.task.check, self.config.concurrency, self.reporter, title, keep_trees)
 
     def _rows(self, here: RoundDirectory, problems: list[Problem]) -> None:
         """Stage 2: trees become the trainers' rows."""

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from llm_mcts.evaluate import (
     to_csv,
     to_markdown,
     wilson,
-    write_evaluation,
+    write_report,
 )
 from llm_mcts.progress import Reporter
 from llm_mcts.runner import Record
 from llm_mcts.solver import Solver, SolverConfig
+from llm_mcts.store import Journal
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.types import Usage
 
@@ -201,12 +202,10 @@ def test_a_single_method_has_no_differences() -> None:
 
 def test_files_of_a_report(tmp_path: Path) -> None:
     evaluation = Evaluation({"greedy": records("+-"), "mcts": records("++")})
-    write_evaluation(evaluation, tmp_path / "out")
+    write_report(evaluation, tmp_path / "out")
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert files == ["greedy.jsonl", "mcts.jsonl", "report.csv", "report.json", "report.md"]
+    assert files == ["report.csv", "report.json", "report.md"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == evaluation.to_dict()
-    read = [Record.from_dict(json.loads(line)) for line in (tmp_path / "out" / "mcts.jsonl").read_text().splitlines()]
-    assert read == evaluation.records["mcts"]
 
 
 # The whole comparison, with a scripted model that always says 7
@@ -273,7 +272,54 @@ def test_a_bar_in_a_label_keeps_the_table_whole() -> None:
     assert row.replace("\\|", "").count("|") == 10
 
 
-def test_a_label_cannot_leave_the_folder(tmp_path: Path) -> None:
+def test_a_label_cannot_leave_the_folder(config: EvaluateConfig) -> None:
     with pytest.raises(ConfigError, match="outside"):
-        write_evaluation(Evaluation({"../outside": records("+")}), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+        replace(config, methods={"../outside": "greedy"})
+
+
+def test_an_evaluation_leaves_its_records(config: EvaluateConfig, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluation = evaluate_methods(config, Reporter(quiet=True), out)
+    names = ["config.yaml", "many.jsonl", "one.jsonl", "report.csv", "report.json", "report.md"]
+    assert sorted(p.name for p in out.iterdir()) == names
+    read = [Record.from_dict(json.loads(line)) for line in (out / "many.jsonl").read_text().splitlines()]
+    assert read == evaluation.records["many"]
+
+
+def test_an_evaluation_that_was_stopped_goes_on(
+    config: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    true_append, appended = Journal.append, []
+
+    def failing(self: Journal, record: Any) -> None:
+        if len(appended) == 4:
+            raise Stopped
+        appended.append(record["id"])
+        true_append(self, record)
+
+    whole = evaluate_methods(config, Reporter(quiet=True), tmp_path / "whole")
+    monkeypatch.setattr(Journal, "append", failing)
+    with pytest.raises(Stopped):
+        evaluate_methods(config, Reporter(quiet=True), tmp_path / "cut")
+    monkeypatch.setattr(Journal, "append", true_append)
+    with pytest.raises(ConfigError, match="--resume"):
+        evaluate_methods(config, Reporter(quiet=True), tmp_path / "cut")
+    with pytest.raises(ConfigError, match="num_questions"):
+        evaluate_methods(replace(config, num_questions=2), Reporter(quiet=True), tmp_path / "cut", resume=True)
+    asked: list[str] = []
+    solve = Solver.asolve
+
+    async def counting(self: Solver, question: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(question)
+        return await solve(self, question, *args, **kwargs)
+
+    monkeypatch.setattr(Solver, "asolve", counting)
+    again = evaluate_methods(config, Reporter(quiet=True), tmp_path / "cut", resume=True)
+    assert len(asked) == 2  # of six: one method was complete, one question of the other was there
+    assert [[r.correct for r in rows] for rows in again.records.values()] == [
+        [r.correct for r in rows] for rows in whole.records.values()
+    ]
+    assert (tmp_path / "cut" / "report.md").exists()
