@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"llm-mcts: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("llm-mcts: interrupted; a self-improve run goes on with --resume", file=sys.stderr)
+        print("llm-mcts: interrupted; go on with --resume, or with solve --tree FILE", file=sys.stderr)
         return 130
     return 0
 
@@ -51,11 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def solve(argv: list[str]) -> None:
     """Answer one question."""
     from llm_mcts.solver import Solver, SolverConfig
+    from llm_mcts.store import load_tree, save_tree
+    from llm_mcts.tree import Tree
 
     parser = _parser("solve", 'llm-mcts solve "Mia has 3 boxes with 4 shells each. How many shells does Mia have now?"')
     parser.add_argument("question", help="the question, as one argument")
+    parser.add_argument("--tree", type=Path, help="file (.json or .json.gz) to keep the tree in; if it exists, search it on")
     args, config = _parse(parser, SolverConfig, argv)
-    result = Solver(config).solve(args.question)
+    tree = None
+    if args.tree:
+        tree = load_tree(args.tree) if args.tree.exists() else Tree(args.question)
+    solver = Solver(config)
+    try:
+        result = solver.solve(args.question, tree=tree)
+    finally:
+        if tree is not None and tree.root.visit_count:
+            save_tree(tree, args.tree)
     if args.json:
         print(json.dumps(result.to_dict(), ensure_ascii=False))
         return

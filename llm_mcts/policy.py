@@ -6,7 +6,7 @@ from math import exp, inf, log
 from llm_mcts.engines.base import Completion, Engine, Request
 from llm_mcts.errors import ConfigError, QuestionError
 from llm_mcts.prompts import PromptFormat
-from llm_mcts.types import State, Step
+from llm_mcts.types import Policy, State, Step
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class PolicyConfig:
 class LMPolicy:
     """An engine and a prompt format, as a Policy: a step is a line, a solution ends at its answer line."""
 
-    def __init__(self, engine: Engine, prompt: PromptFormat, config: PolicyConfig | None = None) -> None:
-        self.engine, self.prompt, self.config = engine, prompt, config or PolicyConfig()
+    def __init__(
+        self, engine: Engine, prompt: PromptFormat, config: PolicyConfig | None = None, fast: Policy | None = None
+    ) -> None:
+        """`fast`: a cheaper policy that completes solutions in roll-outs (AlphaLLM's fast roll-out)."""
+        self.engine, self.prompt, self.config, self.fast = engine, prompt, config or PolicyConfig(), fast
 
     async def propose(self, state: State, n: int, seed: int) -> list[Step]:
         """Sample `n` next steps; equal texts become one step whose probability is the sum of theirs.
@@ -63,6 +66,12 @@ class LMPolicy:
         temperature = self.config.temperature if temperature is None else temperature
         completions = await self._complete(state, n, seed, temperature, self.config.max_solution_tokens, ("\nQuestion:",))
         return [state.then(*self._solution(c)) for c in completions]
+
+    async def equivalent(self, state: State, a: Step, b: Step) -> bool:
+        """Ask the model whether two next steps say the same; anything but a yes is a no."""
+        prompt = self.prompt.same_step(state, a.text, b.text)
+        (reply,) = await self.engine.generate(Request(prompt, 1, max_tokens=4, temperature=0.0, stop=("\n",)))
+        return reply.text.strip().lower().startswith("yes")
 
     async def _complete(
         self, state: State, n: int, seed: int, temperature: float, max_tokens: int, stop: tuple[str, ...]

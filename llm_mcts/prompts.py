@@ -96,6 +96,23 @@ class PromptFormat:
         """The state as text segments: the question's prompt, then one a step."""
         return (self.question(state.question), *(self.step(s.text) for s in state.steps))
 
+    def same_step(self, state: State, a: str, b: str) -> tuple[str, ...]:
+        """The question whether two next steps say the same (AlphaLLM's state merge by a model); "yes" or "no" answers it."""
+        asked = "\n".join(
+            [
+                "Here is the beginning of a solution, and two ways to go on.",
+                f"Problem: {state.question}",
+                f"Solution so far: {state.text or '(nothing yet)'}",
+                f"First way: {a}",
+                f"Second way: {b}",
+                "Do both ways say the same, in other words? Reply yes or no.",
+            ]
+        )
+        if self.config.style == "chat":
+            assert self._chat_template is not None
+            return (self._chat_template([{"role": "user", "content": asked}]),)
+        return (f"{asked}\nReply:",)
+
     def states_answer(self, line: str) -> bool:
         """Whether the line ends the solution."""
         lowered = line.lower()

@@ -6,7 +6,7 @@ print(Solver().solve("Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. 
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from llm_mcts.errors import ConfigError, LLMMCTSError, QuestionError, suggest
 from llm_mcts.policy import LMPolicy, PolicyConfig
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.search import SEARCHES
+from llm_mcts.tree import Tree
 from llm_mcts.types import Critic, SearchResult, metered
 
 T = TypeVar("T")
@@ -47,8 +48,11 @@ class SolverConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critics: CriticsConfig = field(default_factory=CriticsConfig)
+    rollout_model: str | None = None
+    """A smaller model that completes solutions in roll-outs (AlphaLLM's fast roll-out); none: the policy does."""
     search: str | dict[str, Any] = "mcts"
-    """greedy, self_consistency, best_of_n or mcts; or a mapping with that `name` and the search's own settings."""
+    """greedy, self_consistency, best_of_n, beam, dvts, mcts, alphago, alphazero, alphallm, gumbel or rest_mcts; or a mapping
+    with that `name` and the search's own settings."""
     seed: int = 0
     """Same seed, same answers."""
 
@@ -101,14 +105,19 @@ class Solver:
             ConfigError, ModelError: something named in the configuration cannot be used.
         """
         self.config = config = config or SolverConfig()
-        if engine is None:
-            from llm_mcts.engines.transformers import TransformersEngine
-
-            engine = TransformersEngine(config.engine)
-        self.engine = engine
-        self.policy = LMPolicy(engine, PromptFormat(config.prompt, engine.chat_template), config.policy)
+        self.engine = engine = engine or self._load(config.engine.model)
+        fast = self._policy(self._load(config.rollout_model)) if config.rollout_model else None
+        self.policy = self._policy(engine, fast)
         self.critic = critic if critic is not None else load_critics(config.critics)
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _load(self, model: str) -> Engine:
+        from llm_mcts.engines.transformers import TransformersEngine
+
+        return TransformersEngine(replace(self.config.engine, model=model))
+
+    def _policy(self, engine: Engine, fast: LMPolicy | None = None) -> LMPolicy:
+        return LMPolicy(engine, PromptFormat(self.config.prompt, engine.chat_template), self.config.policy, fast)
 
     @classmethod
     def from_config(cls, source: str | Path | Mapping[str, Any] | None = None, **overrides: Any) -> "Solver":
@@ -133,13 +142,18 @@ class Solver:
         }
         return cls(load_config(SolverConfig, source, overrides))
 
-    def solve(self, question: str, search: str | Mapping[str, Any] | None = None) -> SearchResult:
+    def solve(self, question: str, search: str | Mapping[str, Any] | None = None, tree: Tree | None = None) -> SearchResult:
         """Search for the answer to one question; `search` replaces the configured one.
+
+        A `tree` from an earlier search of the question is searched on, in place, until its budgets are used up in all: with
+        the same search, seed and a greater budget it becomes the tree that the greater budget would have grown at once.
+        `tree.subtree(node)` starts from a chosen step. A search that is interrupted leaves the tree whole.
 
         Raises:
             QuestionError: the question is empty or too long.
+            DataError: the tree is another question's.
         """
-        return self._run(self.asolve(question, search))
+        return self._run(self.asolve(question, search, tree=tree))
 
     def solve_batch(
         self, questions: Sequence[str], search: str | Mapping[str, Any] | None = None
@@ -160,16 +174,19 @@ class Solver:
         return self._run(every())
 
     async def asolve(
-        self, question: str, search: str | Mapping[str, Any] | None = None, seed: int | None = None
+        self,
+        question: str,
+        search: str | Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        tree: Tree | None = None,
     ) -> SearchResult:
         """`solve` for callers with an event loop of their own; `seed` replaces the configured one."""
         if not question.strip():
             raise QuestionError("the question is empty; expected some text")
         name, config = build_search(self.config.search if search is None else search)
         with metered() as usage:
-            result = await SEARCHES[name][0](
-                question, self.policy, self.critic, config, self.config.seed if seed is None else seed
-            )
+            seed = self.config.seed if seed is None else seed
+            result = await SEARCHES[name][0](question, self.policy, self.critic, config, seed, tree)
         result.usage = usage
         return result
 
@@ -177,4 +194,10 @@ class Solver:
         """Run on the solver's own event loop, so that models are always awaited on the same one."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-        return self._loop.run_until_complete(work)
+        task = self._loop.create_task(work)
+        try:
+            return self._loop.run_until_complete(task)
+        except BaseException:  # such as Ctrl-C: the search takes back what is under way
+            task.cancel()
+            self._loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+            raise

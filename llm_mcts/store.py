@@ -1,4 +1,4 @@
-"""The run directory: the only file that knows its names and formats.
+"""Files: the run directory and saved trees. The only module that knows their names and formats.
 
     RUN/config.yaml  manifest.json
     RUN/round_000/trees.jsonl.gz  rows/TRAINER.jsonl  checkpoints/NAME/  eval/METHOD.jsonl  metrics.jsonl
@@ -12,7 +12,9 @@ kill wherever it was.
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 import yaml
 
 from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.tree import Tree
+from llm_mcts.types import Usage
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -31,6 +35,30 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+
+
+def save_tree(tree: Tree, path: Path) -> None:
+    """Write a tree and what it has cost so far as JSON, compressed where the name ends in .gz."""
+    data = json.dumps({"tree": tree.to_dict(), "usage": asdict(tree.usage)}, ensure_ascii=False).encode()
+    write_atomically(path, gzip.compress(data, compresslevel=5, mtime=0) if path.suffix == ".gz" else data)
+
+
+def load_tree(path: Path) -> Tree:
+    """Read what `save_tree` wrote.
+
+    Raises:
+        DataError: the file cannot be read, or holds no tree.
+    """
+    try:
+        raw = path.read_bytes()
+        data = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+        tree = Tree.from_dict(data["tree"])
+        tree.usage = Usage(**data["usage"])
+    except OSError as error:
+        raise DataError(f"cannot read tree {path}: {error.strerror or error}; expected a file that a search saved") from error
+    except (DataError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+        raise DataError(f"{path} holds no whole tree ({error}); expected a file that a search saved") from error
+    return tree
 
 
 class Journal:

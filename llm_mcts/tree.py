@@ -92,6 +92,19 @@ class Tree:
         self.value_range: tuple[float, float] | None = None
         """Least and greatest mean value met so far, where a search keeps them (MuZero's normalisation)."""
 
+    @classmethod
+    def of(cls, question: str, tree: "Tree | None" = None) -> "Tree":
+        """A tree from an earlier search of `question`, or a new one.
+
+        Raises:
+            DataError: the tree is another question's.
+        """
+        if tree is None:
+            return cls(question)
+        if tree.question != question:
+            raise DataError(f"the tree is of question {tree.question!r}; expected one of {question!r}")
+        return tree
+
     def state(self, node: Node) -> State:
         """The question and the steps on the way to `node`."""
         steps: list[Step] = []

@@ -17,6 +17,8 @@ from llm_mcts.engines.base import Request
 from llm_mcts.engines.scripted import Script, ScriptedEngine
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
+from llm_mcts.search import SEARCHES
+from llm_mcts.search.expansion import MergeConfig, WideningConfig
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import SearchResult, State, Step
 
@@ -70,6 +72,27 @@ class NoiseCritic:
 
     async def score(self, states: Sequence[State]) -> list[float]:
         return [random.Random(f"{s.question}|{s.text}").random() for s in states]
+
+
+def tree_cases() -> dict[str, tuple[Callable[..., Any], Any]]:
+    """Every search that grows a tree, with a small configuration; `mcts` also with its parts changed."""
+    small = {"num_simulations": 24, "num_parallel": 3, "expansion_width": 4}
+    configs: dict[str, tuple[str, dict[str, Any]]] = {
+        "beam": ("beam", {"num_candidates": 6, "beam_width": 3}),
+        "dvts": ("dvts", {"num_candidates": 6, "subtree_width": 2}),
+        "mcts": ("mcts", small),
+        "mcts one at a time": ("mcts", {**small, "num_parallel": 1}),
+        "mcts uct, tree-wide Q": ("mcts", {**small, "selection": "uct", "normalise": "tree"}),
+        "mcts siblings' Q": ("mcts", {**small, "normalise": "siblings", "rollouts": 2}),
+        "mcts progressive": ("mcts", {**small, "widening": WideningConfig(kind="progressive", k=1.5)}),
+        "mcts by the code's importance": ("mcts", {**small, "widening": WideningConfig(kind="importance_code", alpha=5.0)}),
+        "alphago": ("alphago", small),
+        "alphazero": ("alphazero", small),
+        "alphallm": ("alphallm", {**small, "merge": MergeConfig(kind="edit", distance=2, retries=2)}),
+        "gumbel": ("gumbel", small),
+        "rest_mcts": ("rest_mcts", small),
+    }
+    return {title: (SEARCHES[name][0], SEARCHES[name][1](**settings)) for title, (name, settings) in configs.items()}
 
 
 def noise_script(width: int = 3, depth: int = 3) -> Script:
@@ -165,13 +188,13 @@ def check_visits(tree: Tree) -> None:
 
 
 def check_value_sums(tree: Tree) -> None:
-    """W(parent) = its own value, as often as a simulation ended there, + sum of W(children)."""
+    """W(parent) = its own value, as often as a simulation ended there, + sum of W(children). A beam's root has no value."""
     for node in tree.nodes():
         if node.visit_count:
-            assert node.value is not None, f"'{node.key()}' was visited but has no value"
             ended = node.visit_count - sum(child.visit_count for child in node.children)
-            assert ended >= 1, f"'{node.key()}': {node.visit_count} visits, {node.visit_count - ended} of them further down"
-            expected = ended * node.value + sum(child.value_sum for child in node.children)
+            assert ended >= (node.value is not None), f"'{node.key()}': {node.visit_count} visits, {ended} ended there"
+            assert node.value is not None or (node is tree.root and not ended), f"'{node.key()}' was visited but has no value"
+            expected = ended * (node.value or 0.0) + sum(child.value_sum for child in node.children)
             assert abs(node.value_sum - expected) < 1e-9, f"'{node.key()}': sum {node.value_sum}, expected {expected}"
 
 

@@ -85,7 +85,7 @@ async def beam(
         PolicyError: the policy proposed no step.
         CriticError: the critic broke its contract.
     """
-    search = _StepSearch(tree or Tree(question), policy, critic, seed, "beam")
+    search = _StepSearch(Tree.of(question, tree), policy, critic, seed, "beam")
     with limited(config, search.tree.usage) as limits:
         beams = [search.tree.root]
         for depth in range(config.max_depth):
@@ -109,7 +109,7 @@ async def dvts(
         PolicyError: the policy proposed no step.
         CriticError: the critic broke its contract.
     """
-    search = _StepSearch(tree or Tree(question), policy, critic, seed, "dvts")
+    search = _StepSearch(Tree.of(question, tree), policy, critic, seed, "dvts")
     with limited(config, search.tree.usage) as limits:
         paths = [search.tree.root] * (config.num_candidates // config.subtree_width)
         for depth in range(config.max_depth):

@@ -78,7 +78,12 @@ async def evaluate_leaves(
 
     All completions run at once and the critic is asked once for everything.
     """
-    ends = await _completed(tree, leaves, policy, rollouts if rollout_weight > 0 else 0, seed)
+    if rollouts == 0 or rollout_weight == 0:
+        values = await critic_scores(critic, [tree.state(leaf) for leaf in leaves])
+        for leaf, value in zip(leaves, values, strict=True):
+            leaf.value = value
+        return
+    ends = await _completed(tree, leaves, policy, rollouts, seed)
     judged = [leaf for leaf in leaves if leaf.terminal or rollout_weight < 1]
     own, end_scores = await _judged(tree, leaves, judged, ends, critic)
     for leaf, scores in zip(leaves, end_scores, strict=True):

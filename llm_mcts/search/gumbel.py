@@ -85,7 +85,7 @@ async def gumbel(
         PolicyError: the policy proposed no step where one was due.
         CriticError: the critic broke its contract.
     """
-    search = _GumbelSearch(tree or Tree(question), policy, critic, config, seed)
+    search = _GumbelSearch(Tree.of(question, tree), policy, critic, config, seed)
     with limited(config, search.tree.usage) as limits:
         await search.run(limits)
         result = await search.result()

@@ -132,7 +132,7 @@ async def mcts(
         PolicyError: the policy proposed no step where one was due.
         CriticError: the critic broke its contract.
     """
-    search = TreeSearch(tree or Tree(question), policy, critic, config, seed)
+    search = TreeSearch(Tree.of(question, tree), policy, critic, config, seed)
     with limited(config, search.tree.usage) as limits:
         await search.evaluate_root()
         while not search.finished(limits):
@@ -186,10 +186,12 @@ class TreeSearch:
         growing = [leaf for leaf in _distinct(leaves) if self._grows(leaf)]
         before = [(node, len(node.children), node.asked) for node in growing]
         try:
-            await gather_all([self._grow(node) for node in growing])
-            leaves = self._descend_further(leaves, {node: node.children[count:] for node, count, _ in before})
+            if growing:
+                await gather_all([self._grow(node) for node in growing])
+                leaves = self._descend_further(leaves, {node: node.children[count:] for node, count, _ in before})
             new = [leaf for leaf in _distinct(leaves) if leaf.value is None]
-            await self._evaluate(new)
+            if new:
+                await self._evaluate(new)
         except BaseException:
             for node, count, asked in before:
                 del node.children[count:]
@@ -207,8 +209,10 @@ class TreeSearch:
 
     def _enter(self, start: Node) -> Node:
         """Begin a simulation at `start`, which may lie below the root."""
-        for node in start.path()[:-1]:
+        node = start.parent
+        while node is not None:
             node.in_flight += 1
+            node = node.parent
         return self._descend(start)
 
     def _descend(self, node: Node, widen: bool = True) -> Node:

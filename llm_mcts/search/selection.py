@@ -1,7 +1,8 @@
 """Selection rules: which child of a node a simulation goes down to.
 
 Pure functions of the counts. All take values in [0, 1]. A simulation in flight counts as `virtual_loss` visits that
-lost (AlphaGo, Methods: virtual loss), so simulations under way at the same time spread over the tree.
+lost (AlphaGo, Methods: virtual loss), so simulations under way at the same time spread over the tree. One that is under way
+at a child is under way at its parent too, so where the parent has none the children need not be asked.
 
 Q normalisation (MuZero) divides Q by the span of values before the exploration term is added. The rules need not know:
 argmax Q / span + c U is argmax Q + (c span) U, so the caller scales c.
@@ -21,11 +22,14 @@ def uct(node: Node, c: float, virtual_loss: float, first_play: float | None = No
 
     N is the parent's count, n the child's. AlphaLLM's paper has the same formula, its code none of the 2: c / sqrt(2) here.
     """
-    total = node.visit_count + virtual_loss * node.in_flight
+    in_flight = node.in_flight
+    total = node.visit_count + virtual_loss * in_flight
     scale = c * sqrt(2 * log(total)) if total > 1 else 0.0
     best, best_score = node.children[0], -inf
     for child in node.children:
-        n = child.visit_count + virtual_loss * child.in_flight
+        n: float = child.visit_count
+        if in_flight:
+            n += virtual_loss * child.in_flight
         if n == 0:
             return child
         score = child.value_sum / n + scale / sqrt(n)
@@ -40,11 +44,14 @@ def puct(node: Node, c: float, virtual_loss: float, first_play: float | None = N
     N is the parent's count, its own evaluation included, so the first choice follows the prior. An unvisited child is
     worth `first_play`; None gives it its parent's mean value: it is not known to be worse.
     """
-    scale = c * sqrt(node.visit_count + virtual_loss * node.in_flight)
+    in_flight = node.in_flight
+    scale = c * sqrt(node.visit_count + virtual_loss * in_flight)
     unvisited_value = node.q_value if first_play is None else first_play
     best, best_score = node.children[0], -inf
     for child in node.children:
-        n = child.visit_count + virtual_loss * child.in_flight
+        n: float = child.visit_count
+        if in_flight:
+            n += virtual_loss * child.in_flight
         score = (child.value_sum / n if n else unvisited_value) + scale * child.prior / (1 + n)
         if score > best_score:
             best, best_score = child, score

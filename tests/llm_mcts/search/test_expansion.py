@@ -1,0 +1,235 @@
+"""Widths, merged steps and Dirichlet noise against hand-computed cases."""
+
+import random
+from collections.abc import Sequence
+from math import nan
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_cases import run
+
+from llm_mcts.errors import ConfigError
+from llm_mcts.search.expansion import (
+    MergeConfig,
+    WideningConfig,
+    distinct_steps,
+    edit_distance,
+    importance_width,
+    mean_importance,
+    progressive_width,
+    value_importance,
+    with_dirichlet_noise,
+)
+from llm_mcts.tree import Node
+from llm_mcts.types import Step
+
+
+def node_with(value: float, children: Sequence[tuple[float | None, int, float]], visits: int = 9) -> Node:
+    """A node of this value whose children have (own value, visits, value sum)."""
+    node = Node(Step(""))
+    node.value, node.visit_count = value, visits
+    for i, (own, n, w) in enumerate(children):
+        child = Node(Step("abcdef"[i]), 0.5, node, i)
+        child.value, child.visit_count, child.value_sum = own, n, w
+        node.children.append(child)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("visits", "k", "alpha", "width"),
+    [
+        (1, 1.0, 0.5, 1),  # ceil(1)
+        (2, 1.0, 0.5, 2),  # ceil(1.414)
+        (4, 1.0, 0.5, 2),
+        (5, 1.0, 0.5, 3),  # ceil(2.236)
+        (9, 2.0, 0.5, 6),
+        (10, 2.0, 0.5, 7),  # ceil(6.325)
+        (8, 1.5, 1 / 3, 3),  # 1.5 * 2
+        (7, 1.0, 1.0, 7),
+        (3, 0.1, 0.5, 1),  # ceil(0.173)
+    ],
+)
+def test_progressive_width_by_hand(visits: int, k: float, alpha: float, width: int) -> None:
+    assert progressive_width(visits, k, alpha) == width
+    node = node_with(0.5, [], visits)
+    assert WideningConfig(kind="progressive", k=k, alpha=alpha).width(node) == width
+
+
+@pytest.mark.parametrize(
+    ("importance", "alpha", "c_min", "c_max", "width"),
+    [
+        (0.0, 10.0, 2, 10, 2),  # floor(0) + 1 = 1, raised to 2
+        (0.19, 10.0, 2, 10, 2),  # floor(1.9) + 1
+        (0.2, 10.0, 2, 10, 3),
+        (0.55, 10.0, 2, 10, 6),
+        (1.0, 10.0, 2, 10, 10),  # 11, cut to 10
+        (1.0, 1.0, 1, 10, 2),  # with alpha 1 values in [0, 1] never allow a third child
+        (0.99, 1.0, 1, 10, 1),
+        (0.9, 100.0, 10, 60, 60),
+    ],
+)
+def test_importance_width_by_hand(importance: float, alpha: float, c_min: int, c_max: int, width: int) -> None:
+    assert importance_width(importance, alpha, c_min, c_max) == width
+
+
+def test_importance_is_the_greatest_difference_from_the_parent() -> None:
+    # |0.9 - 0.5| = 0.4, |0.3 - 0.5| = 0.2; the third child has not been evaluated.
+    node = node_with(0.5, [(0.9, 3, 0.0), (0.3, 1, 0.0), (None, 0, 0.0)])
+    assert value_importance(node) == pytest.approx(0.4)
+    assert value_importance(node_with(0.5, [(None, 0, 0.0)])) == 0.0
+    assert value_importance(node_with(0.5, [])) == 0.0
+
+
+def test_the_codes_importance_is_the_greatest_difference_from_the_mean() -> None:
+    # Q: 1.8/2 = 0.9, 0.6/3 = 0.2, 0.4/1 = 0.4, mean 0.5: |0.9 - 0.5| = 0.4, |0.2 - 0.5| = 0.3. Unvisited: left out.
+    node = node_with(0.1, [(0.9, 2, 1.8), (0.3, 3, 0.6), (0.4, 1, 0.4), (None, 0, 0.0)])
+    assert mean_importance(node) == pytest.approx(0.4)
+    assert mean_importance(node_with(0.5, [])) == 0.0
+
+
+def test_the_widening_takes_the_bounds_of_its_depth() -> None:
+    bounds = {"min_children": 2, "max_children": 4, "root_min_children": 5, "root_max_children": 9}
+    widening = WideningConfig(kind="importance", alpha=10.0, **bounds)  # type: ignore[arg-type]
+    root = node_with(0.5, [(0.5, 1, 0.5)])
+    assert widening.width(root) == 5  # I = 0
+    root.children[0].value = 1.0  # I = 0.5: floor(5) + 1
+    assert widening.width(root) == 6
+    root.value = 0.0  # I = 1: 11, cut to 9
+    assert widening.width(root) == 9
+    below = root.children[0]
+    below.value = 0.0
+    assert widening.width(below) == 2
+    grandchild = Node(Step("x"), 0.5, below, 0)
+    grandchild.value = 0.9  # floor(9) + 1 = 10, cut to 4
+    below.children.append(grandchild)
+    assert widening.width(below) == 4
+
+
+def test_the_codes_width_is_only_ever_raised() -> None:
+    widening = WideningConfig(kind="importance_code", alpha=10.0, root_min_children=1, root_max_children=8)
+    node = node_with(0.5, [(0.9, 2, 1.8), (0.3, 3, 0.6), (0.4, 1, 0.4)])
+    assert widening.width(node) == 4  # int(10 * 0.4)
+    node.width = 4
+    node.children[0].value_sum = 0.6  # Q 0.3, 0.2, 0.4: at most 0.1 from their mean 0.3, int(1) = 1
+    assert widening.width(node) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"kind": "narrow"}, "widening.kind is 'narrow'"),
+        ({"alpha": 0.0}, "widening.alpha is 0.0"),
+        ({"k": nan}, "widening.k is nan"),
+        ({"kind": "progressive", "alpha": 1.5}, "alpha is 1.5"),
+        ({"min_children": 0}, "min_children is 0"),
+        ({"min_children": 11}, "between 11 and 10"),
+        ({"root_min_children": 61}, "between 61 and 60"),
+    ],
+)
+def test_widening_settings_are_checked(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        WideningConfig(**values)
+
+
+@pytest.mark.parametrize("values", [{"kind": "near"}, {"distance": 0}, {"retries": -1}])
+def test_merge_settings_are_checked(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="merge"):
+        MergeConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"),
+    [
+        ("kitten", "sitting", 3),
+        ("flaw", "lawn", 2),
+        ("", "abc", 3),
+        ("abc", "abc", 0),
+        ("3 + 4 = 7", "3 * 4 = 12", 3),  # + to *, 7 to 1, 2 added
+        ("ab", "ba", 2),
+    ],
+)
+def test_edit_distance_by_hand(a: str, b: str, distance: int) -> None:
+    assert edit_distance(a, b, 99) == edit_distance(b, a, 99) == distance
+    assert edit_distance(a, b, max(1, distance)) == distance
+    assert edit_distance(a, b, 1) == min(1, distance)
+
+
+def slow_distance(a: str, b: str) -> int:
+    """The definition, by recursion."""
+    if not a or not b:
+        return len(a) + len(b)
+    return min(slow_distance(a[1:], b) + 1, slow_distance(a, b[1:]) + 1, slow_distance(a[1:], b[1:]) + (a[0] != b[0]))
+
+
+short = st.text("ab", max_size=5)
+
+
+@settings(deadline=None)
+@given(short, short, st.integers(1, 6))
+def test_edit_distance_is_the_definition_cut_at_the_limit(a: str, b: str, limit: int) -> None:
+    assert edit_distance(a, b, limit) == min(slow_distance(a, b), limit)
+
+
+class Draws:
+    """Proposes a list of texts per draw; notes (n, draw)."""
+
+    def __init__(self, *draws: str) -> None:
+        self.draws = draws
+        self.asked: list[tuple[int, int]] = []
+
+    async def __call__(self, n: int, draw: int) -> list[Step]:
+        self.asked.append((n, draw))
+        return [Step(text) for text in self.draws[draw].split()][:n]
+
+
+async def same_first_letter(a: Step, b: Step) -> bool:
+    return a.text[0] == b.text[0]
+
+
+def test_repetitions_are_drawn_again() -> None:
+    draws = Draws("a1 a2 b1", "b2 a3", "c1")
+    found = run(distinct_steps(draws, [], 3, range(3), same_first_letter))
+    assert [step.text for step in found] == ["a1", "b1", "c1"]
+    assert draws.asked == [(3, 0), (1, 1), (1, 2)]
+
+
+def test_after_the_last_draw_there_are_fewer() -> None:
+    draws = Draws("a1 a2 b1", "b2 a3", "c1")
+    found = run(distinct_steps(draws, [Step("b0")], 3, range(2), same_first_letter))
+    assert [step.text for step in found] == ["a1"]
+    assert draws.asked == [(3, 0), (2, 1)]
+
+
+def test_equal_texts_merge_without_any_rule() -> None:
+    draws = Draws("x y x", "z y")
+    found = run(distinct_steps(draws, [Step("y")], 2, range(2), None))
+    assert [step.text for step in found] == ["x", "z"]
+
+
+def test_dirichlet_noise_by_hand() -> None:
+    # A Dirichlet draw is independent gamma draws divided by their sum; the seed's own stream gives them.
+    draw = random.Random(7)
+    gammas = [draw.gammavariate(0.3, 1.0) for _ in range(3)]
+    noise = [g / sum(gammas) for g in gammas]
+    mixed = with_dirichlet_noise([0.5, 0.3, 0.2], 0.25, 0.3, 7)
+    assert mixed == pytest.approx([0.75 * p + 0.25 * n for p, n in zip([0.5, 0.3, 0.2], noise, strict=True)])
+    assert with_dirichlet_noise([0.5, 0.5], 0.0, 0.3, 7) == [0.5, 0.5]
+
+
+def test_dirichlet_noise_has_the_right_mean_and_spread() -> None:
+    # Dir(0.3, 0.3, 0.3): each mean 1/3, variance (1/3)(2/3) / (0.9 + 1) = 0.116959.
+    draws = [with_dirichlet_noise([1.0, 0.0, 0.0], 1.0, 0.3, seed) for seed in range(4000)]
+    for i in range(3):
+        column = [d[i] for d in draws]
+        mean = sum(column) / len(column)
+        variance = sum((x - mean) ** 2 for x in column) / len(column)
+        assert mean == pytest.approx(1 / 3, abs=0.02)
+        assert variance == pytest.approx(0.116959, abs=0.006)
+    assert all(sum(d) == pytest.approx(1.0) for d in draws)
+
+
+def test_noise_that_underflows_is_left_out() -> None:
+    # Gamma samples of shape 1e-300 are 0 in floating point.
+    assert with_dirichlet_noise([0.7, 0.3], 0.25, 1e-300, 1) == [0.7, 0.3]
