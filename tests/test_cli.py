@@ -1,5 +1,6 @@
 """The command line on bad input: one clear line, exit status 2, no traceback, nothing lost; and on good input, JSON."""
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from llm_mcts.cli import main
+from llm_mcts.store import load_tree, save_tree
+from llm_mcts.tree import Node, Tree
+
+mcts_module = importlib.import_module("llm_mcts.search.mcts")
 
 SMALL_SEARCH = ["--search.name", "mcts", "--search.num_simulations", "2", "--policy.max_solution_tokens", "16"]
 
@@ -153,6 +158,79 @@ def test_solve_prints_json(capsys: pytest.CaptureFixture[str], tiny_model: Path)
     result = json.loads(capsys.readouterr().out)
     assert result["question"] == "How many?"
     assert result["usage"]["generated_tokens"] > 0
+
+
+def outline(file: Path) -> list[tuple[str, str, int]]:
+    """A saved tree without its floating-point numbers, whose last bits depend on the batch."""
+    return [(node.key(), node.step.text, node.visit_count) for node in load_tree(file).nodes()]
+
+
+def solve_into(file: Path, tiny_model: Path, *extra: str) -> list[str]:
+    return ["solve", "What is 1 + 1?", "--engine.model", str(tiny_model), *SMALL_SEARCH, "--tree", str(file), *extra]
+
+
+@pytest.mark.parametrize("name", ["tree.json", "tree.json.gz"])
+def test_solve_keeps_a_tree_and_goes_on_with_it(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    file, whole = tmp_path / name, tmp_path / "whole.json"
+    more = ("--search.num_simulations", "9", "--search.num_parallel", "2", "--json")
+    assert main(solve_into(file, tiny_model, "--search.num_parallel", "2")) == 0
+    first = load_tree(file)
+    capsys.readouterr()
+    assert main(solve_into(file, tiny_model, *more)) == 0
+    continued = json.loads(capsys.readouterr().out)
+    assert main(solve_into(whole, tiny_model, *more)) == 0
+    at_once = json.loads(capsys.readouterr().out)
+    assert (continued["answer"], continued["steps"]) == (at_once["answer"], at_once["steps"])
+    again = load_tree(file)
+    assert outline(file) == outline(whole)
+    assert again.root.visit_count > first.root.visit_count
+    assert again.usage.generated_tokens == at_once["usage"]["generated_tokens"] > first.usage.generated_tokens
+
+
+def test_a_tree_of_another_question(refused: Callable[[list[str]], str], tiny_model: Path, tmp_path: Path) -> None:
+    save_tree(Tree("Another?"), tmp_path / "tree.json")
+    assert "of question 'Another?'" in refused(solve_into(tmp_path / "tree.json", tiny_model))
+
+
+def test_a_broken_tree_file(refused: Callable[[list[str]], str], tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tree.json"
+    file.write_text("{")
+    assert "tree.json holds no whole tree" in refused(solve_into(file, tiny_model))
+    assert file.read_text() == "{"
+
+
+def test_a_tree_for_a_search_without_one(refused: Callable[[list[str]], str], tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tree.json"
+    argv = ["solve", "What is 1 + 1?", "--engine.model", str(tiny_model), "--search", "greedy", "--tree", str(file)]
+    assert "greedy grows no tree" in refused(argv)
+    assert not file.exists()
+
+
+def test_an_interrupted_search_keeps_its_tree(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_backup, count = mcts_module.backup, iter(range(10**6))
+
+    def interrupted(leaf: Node) -> None:
+        true_backup(leaf)
+        if next(count) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(mcts_module, "backup", interrupted)
+    more = ("--search.num_simulations", "20", "--search.num_parallel", "1")
+    assert main(solve_into(tmp_path / "tree.json", tiny_model, *more)) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert load_tree(tmp_path / "tree.json").root.visit_count == 5
+    monkeypatch.setattr(mcts_module, "backup", true_backup)
+    for file in ("tree.json", "whole.json"):
+        assert main(solve_into(tmp_path / file, tiny_model, *more)) == 0
+    assert outline(tmp_path / "tree.json") == outline(tmp_path / "whole.json")
+
+
+def test_resume_needs_a_folder(refused: Callable[[list[str]], str]) -> None:
+    assert "--resume needs --out" in refused(["evaluate", "--resume"])
 
 
 def test_evaluate_writes_table_json_and_csv(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

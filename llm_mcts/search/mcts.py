@@ -91,7 +91,8 @@ class MCTSConfig(SearchConfig):
     """Lost visits that a simulation under way counts for, at least 0. AlphaGo: 3."""
     answer: Literal["visits", "q", "best", "majority", "vote"] = "vote"
     """visits: down the most visited path; q: down the path of highest mean value; best: the best-scored solution seen;
-    majority: the most frequent answer; vote: the answer with the largest sum of scores."""
+    majority: the most frequent answer; vote: the answer with the largest sum of scores. The first two complete their path
+    greedily where it ends before the solution does, and so do the others down the most visited path if none was seen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -336,7 +337,7 @@ class TreeSearch:
     async def result(self) -> SearchResult:
         """The answer by the configured choice, with every solution seen."""
         traces = tree_traces(self.tree, scored=self.judged)
-        if self.config.answer in ("visits", "q"):
+        if self.config.answer in ("visits", "q") or not traces:
             result = await self._play(traces)
         else:
             result = choose(self.tree.question, traces, self.config.answer)  # type: ignore[arg-type]

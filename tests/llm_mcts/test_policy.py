@@ -231,3 +231,27 @@ def test_a_prompt_is_a_prefix_of_every_later_prompt() -> None:
     assert len(prompts) > 1
     for earlier, later in itertools.pairwise(prompts):
         assert later[: len(earlier)] == earlier
+
+
+@pytest.mark.parametrize(
+    ("reply", "same"), [("yes", True), (" Yes, they do.", True), ("no", False), ("maybe yes", False), ("", False)]
+)
+def test_a_model_judges_whether_two_steps_say_the_same(reply: str, same: bool) -> None:
+    policy = fixed(line(reply))
+    state = State("How many?", (Step("first"),))
+    assert run(policy.equivalent(state, Step("2 + 3 = 5"), Step("3 + 2 = 5"))) is same
+    (request,) = policy.engine.requests  # type: ignore[attr-defined]
+    prompt = "".join(request.prompt)
+    for part in ("How many?", "first", "2 + 3 = 5", "3 + 2 = 5"):
+        assert part in prompt
+    assert (request.n, request.temperature) == (1, 0.0)
+
+
+def test_a_judge_of_the_chat_style_is_asked_in_a_chat() -> None:
+    def template(messages: list[dict[str, str]]) -> str:
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+    policy = LMPolicy(FixedEngine(line("yes")), PromptFormat(PromptConfig(style="chat"), template))
+    assert run(policy.equivalent(State("q"), Step("a"), Step("b")))
+    (request,) = policy.engine.requests  # type: ignore[attr-defined]
+    assert request.prompt[0].startswith("<user>Here is")

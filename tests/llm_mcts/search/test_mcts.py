@@ -56,7 +56,7 @@ PLAIN = MCTSConfig(num_simulations=3, c_puct=1.0, rollouts=0, rollout_weight=0.0
 
 
 def search(config: MCTSConfig, policy: Policy | None = None, critic: Critic | None = None, seed: int = 0) -> SearchResult:
-    return run(mcts(QUESTION, policy or ListedPolicy(STEPS), critic or TableCritic(VALUES), config, seed))
+    return run(mcts(QUESTION, policy or ListedPolicy(STEPS), critic or TableCritic(VALUES, default=0.5), config, seed))
 
 
 def tree_of(config: MCTSConfig, policy: Policy | None = None, critic: Critic | None = None, seed: int = 0) -> Tree:
@@ -159,7 +159,7 @@ def check_virtual_loss_trace() -> None:
     # The second sees a lost visit at a: a 0/1 + 1.41421*0.6/2 = 0.424, b 1.066. b. (Without it: a again.)
     # Without it the second is taken back; the next one sees a's 0.9: N = 2, a 0.9 + 1.41421*0.6/2 = 1.324,
     # b (0.5 + 0.9)/2 + 1.41421*0.4 = 1.266, and goes below a.
-    tree = tree_of(replace(PLAIN, num_simulations=2, num_parallel=2), critic=TableCritic({**VALUES, "a": 0.9}))
+    tree = tree_of(replace(PLAIN, num_simulations=2, num_parallel=2), critic=TableCritic({**VALUES, "a": 0.9}, default=0.5))
     assert statistics(tree) == {"": (3, 2.2), "0": (1, 0.9), "1": (1, 0.8)}
     check_idle(tree)
 
@@ -177,7 +177,7 @@ def test_virtual_loss_by_hand() -> None:
 
 
 def test_without_virtual_loss_simulations_do_not_see_each_other() -> None:
-    critic = TableCritic({**VALUES, "a": 0.9})
+    critic = TableCritic({**VALUES, "a": 0.9}, default=0.5)
     tree = tree_of(replace(PLAIN, num_simulations=2, num_parallel=2, virtual_loss=0.0), critic=critic)
     assert statistics(tree) == {"": (3, 1.5), "0": (2, 1.0), "0.0": (1, 0.1)}
 
@@ -563,6 +563,10 @@ def test_searches_of_one_policy_do_not_share_anything() -> None:
     )
 
 
-def test_a_result_without_any_solution() -> None:
-    result = search(replace(PLAIN, num_simulations=2))
-    assert (result.answer, result.confidence, result.traces, result.steps) == (None, 0.0, [], [])
+@pytest.mark.parametrize("answer", ["vote", "majority", "best"])
+def test_where_no_solution_was_seen_the_most_visited_path_is_completed(answer: Any) -> None:
+    policy = ListedPolicy(STEPS, answer="5")
+    result = search(replace(PLAIN, num_simulations=2, answer=answer), policy)
+    assert policy.rolled_out == [("a", 1, 0.0)]  # a and b have one visit each
+    assert (result.answer, result.steps) == ("5", ["a", "#### 5"])
+    assert [trace.state for trace in result.traces] == [result.state]

@@ -1,0 +1,51 @@
+"""The configuration files that come with the project: each loads, and there is one for every search."""
+
+from pathlib import Path
+
+import pytest
+
+from llm_mcts.config import load_config
+from llm_mcts.evaluate import EvaluateConfig
+from llm_mcts.search import SEARCHES
+from llm_mcts.search.variants import AlphaGoConfig, AlphaLLMConfig, AlphaZeroConfig
+from llm_mcts.solver import SolverConfig, build_search
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PRESETS = sorted((CONFIGS / "search").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_loads_and_is_named_after_its_search(path: Path) -> None:
+    name, _ = build_search(load_config(SolverConfig, path).search)
+    assert path.stem in (name, f"{name}_uct")
+
+
+def test_every_search_has_a_preset() -> None:
+    assert {path.stem for path in PRESETS} == set(SEARCHES) | {"mcts_uct"}
+
+
+@pytest.mark.parametrize("cls", [AlphaGoConfig, AlphaZeroConfig])
+def test_a_papers_preset_is_the_searchs_default(cls: type) -> None:
+    name = cls.__name__.removesuffix("Config").lower()
+    _, config = build_search(load_config(SolverConfig, CONFIGS / "search" / f"{name}.yaml").search)
+    assert config == cls(num_simulations=64)
+
+
+def test_alphallms_preset_is_the_searchs_default() -> None:
+    _, config = build_search(load_config(SolverConfig, CONFIGS / "search" / "alphallm.yaml").search)
+    assert config.rollout_weight == pytest.approx(1 / 3, abs=1e-4)
+    assert config == AlphaLLMConfig(num_simulations=50, rollout_weight=0.3333)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_evaluation_loads(path: Path) -> None:
+    load_config(EvaluateConfig, path)
+
+
+def test_the_comparison_of_all_searches_holds_all_searches() -> None:
+    config = load_config(EvaluateConfig, CONFIGS / "evaluate" / "searches.yaml")
+    searched = [build_search(method) for method in config.methods.values()]
+    assert {name for name, _ in searched} == set(SEARCHES)
+    limits = [settings.max_tokens for name, settings in searched if name != "greedy"]
+    assert sorted(set(limits)) == [250, 500, 1000, 2000]
+    assert len({limits.count(limit) for limit in (250, 500, 1000, 2000)}) == 1

@@ -1,0 +1,76 @@
+"""The solver joins the parts: trees that are searched on, roll-outs by another model."""
+
+from pathlib import Path
+
+import pytest
+from search_cases import noise_script
+
+from llm_mcts.engines.scripted import ScriptedEngine
+from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.solver import Solver, SolverConfig
+
+SMALL = {"name": "mcts", "num_simulations": 6, "num_parallel": 2}
+
+
+def solver() -> Solver:
+    return Solver(SolverConfig(), engine=ScriptedEngine(noise_script(width=4, depth=4)))
+
+
+def test_a_tree_is_searched_on() -> None:
+    one = solver()
+    first = one.solve("Which way?", SMALL)
+    assert first.tree is not None
+    visits = first.tree.root.visit_count
+    more = one.solve("Which way?", {**SMALL, "num_simulations": 20}, tree=first.tree)
+    whole = one.solve("Which way?", {**SMALL, "num_simulations": 20})
+    assert more.tree is first.tree
+    assert more.tree.root.visit_count > visits
+    assert whole.tree is not None
+    assert more.tree.to_dict() == whole.tree.to_dict()
+    assert more.usage.generated_tokens + first.usage.generated_tokens == whole.usage.generated_tokens
+    with pytest.raises(DataError, match="of question 'Which way"):
+        one.solve("Another?", SMALL, tree=first.tree)
+
+
+def test_a_search_goes_on_below_a_chosen_step() -> None:
+    one = solver()
+    first = one.solve("Which way?", SMALL)
+    assert first.tree is not None
+    step = first.tree.find("0")
+    result = one.solve("Which way?", {**SMALL, "num_simulations": 20}, tree=first.tree.subtree(step))
+    assert result.steps[0] == step.step.text
+
+
+def test_a_smaller_model_writes_the_roll_outs(tiny_model: Path) -> None:
+    config = {
+        "rollout_model": str(tiny_model),
+        "policy": {"max_step_tokens": 8, "max_solution_tokens": 8},
+        "search": {**SMALL, "num_simulations": 2},
+    }
+    one = Solver.from_config(config)
+    assert one.policy.fast is not None
+    fast = one.policy.fast.engine  # type: ignore[attr-defined]
+    assert fast is not one.engine
+    asked: list[int] = []
+    generate = fast.generate
+
+    async def counted(request: object) -> object:
+        asked.append(1)
+        return await generate(request)
+
+    fast.generate = counted
+    result = one.solve("Mia has 3 boxes with 4 shells each. How many shells does Mia have now?")
+    assert result.tree is not None
+    assert len(asked) == len(result.tree.rollouts) == sum(node.value is not None for node in result.tree.nodes())
+
+
+def test_a_roll_out_model_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    from llm_mcts.errors import LLMMCTSError
+
+    with pytest.raises(LLMMCTSError, match="nowhere"):
+        Solver.from_config({"rollout_model": str(tmp_path / "nowhere")})
+
+
+def test_an_unknown_search_is_suggested() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'gumbel'"):
+        solver().solve("Which way?", "gumble")
