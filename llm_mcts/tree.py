@@ -24,6 +24,7 @@ class Node:
         "draw",
         "in_flight",
         "index",
+        "open",
         "parent",
         "prior",
         "step",
@@ -44,6 +45,8 @@ class Node:
         self.draw = draw
         """Which of its parent's proposals, counted from 0, brought this step, where a search asks for several."""
         self.children: list[Node] = []
+        self.open = self.children
+        """The children that a search may go to: all, or those below which there is something new."""
         self.visit_count = 0
         self.value_sum = 0.0
         self.in_flight = 0
@@ -134,12 +137,14 @@ class Tree:
         """Give a leaf its children, in order."""
         if node.children:
             raise ValueError(f"node '{node.key()}' has children already; expand a leaf")
-        node.children = [Node(s, p, node, i) for i, (s, p) in enumerate(zip(steps, priors, strict=True))]
+        node.children += [Node(s, p, node, i) for i, (s, p) in enumerate(zip(steps, priors, strict=True))]
 
     def add_child(self, node: Node, step: Step, draw: int = 0) -> Node:
         """One more child, that proposal `draw` brought; its prior is for the caller to set."""
         child = Node(step, 1.0, node, len(node.children), draw)
         node.children.append(child)
+        if node.open is not node.children:
+            node.open.append(child)
         return child
 
     def subtree(self, node: Node) -> "Tree":

@@ -85,6 +85,9 @@ class MCTSConfig(SearchConfig):
     """Completions sampled from each evaluated leaf, at least 0. AlphaLLM: 4."""
     rollout_weight: float = 0.5
     """lambda in V = (1 - lambda) v + lambda z, in [0, 1]. AlphaGo: 0.5. Without a critic it is 1."""
+    revisit: bool = True
+    """Whether a simulation may end at a solution evaluated before, as in the papers, where that weighs the visits. If not, a
+    step is left for good once everything below it is evaluated: each simulation sees something new. Not with answer visits."""
     num_parallel: int = 4
     """Simulations under way at once, at least 1."""
     virtual_loss: float = 1.0
@@ -103,6 +106,8 @@ class MCTSConfig(SearchConfig):
                 raise ConfigError(f"mcts.{name} is '{getattr(self, name)}'; expected {' or '.join(choices)}")
         check_choice("mcts", self.answer, ("visits", "q", *get_args(Choice)))
         self._check_ranges()
+        if not self.revisit and self.answer == "visits":
+            raise ConfigError("mcts.revisit is false with answer visits, which counts them; set answer to vote, best or q")
         if self.rollout_weight > 0 and self.rollouts == 0 and self.leaf_value == "mix":
             raise ConfigError("mcts.rollouts is 0 while rollout_weight is above 0; set rollout_weight to 0 or rollouts to 1")
         if self.root_noise > 0 and self.widening.kind != "fixed":
@@ -165,11 +170,19 @@ class TreeSearch:
         """Simulations done so far, also by earlier searches of the same tree; the root's own evaluation is none."""
         self._growing: Counter[Node] = Counter()
         """How many children the wave under way will add to each node that widens."""
+        self.closes = not config.revisit
+        for node in tree.nodes():
+            node.open = node.children
+        if self.closes:
+            for node in reversed(list(tree.nodes())):
+                self._close(node)
 
     def finished(self, limits: Limits) -> bool:
         """Whether a budget is used up, or nothing can change the answer any more."""
         left = self.config.num_simulations - self.done
-        return left <= 0 or limits.reached() or (self.config.early_stop and self._settled(left + self.config.num_parallel - 1))
+        if left <= 0 or limits.reached() or (self.closes and self._explored(self.tree.root)):
+            return True
+        return self.config.early_stop and self._settled(left + self.config.num_parallel - 1)
 
     async def evaluate_root(self) -> None:
         """Give a new tree's root its value: one visit that counts as no simulation."""
@@ -323,8 +336,22 @@ class TreeSearch:
         else:
             await evaluate_leaves(self.tree, leaves, self.policy, self.critic, rollouts, self.rollout_weight, self.seed)
 
+    def _explored(self, node: Node) -> bool:
+        """Whether there is nothing new below `node`."""
+        if node.children:
+            return not node.open
+        return node.value is not None and (node.terminal or node.depth >= self.config.max_depth)
+
+    def _close(self, node: Node | None) -> None:
+        """Leave `node` for good if it is explored, and its parents if that was the last of their children."""
+        while node is not None and node.parent is not None and self._explored(node):
+            node.parent.open = [child for child in node.parent.open if child is not node]
+            node = node.parent
+
     def _backup(self, leaf: Node) -> None:
         backup(leaf)
+        if self.closes:
+            self._close(leaf)
         if self.config.normalise == "tree":
             means = [node.q_value for node in leaf.path()]
             self.tree.value_range = (

@@ -1,8 +1,9 @@
 """Selection rules: which child of a node a simulation goes down to.
 
-Pure functions of the counts. All take values in [0, 1]. A simulation in flight counts as `virtual_loss` visits that
-lost (AlphaGo, Methods: virtual loss), so simulations under way at the same time spread over the tree. One that is under way
-at a child is under way at its parent too, so where the parent has none the children need not be asked.
+Pure functions of the counts, over the children that are open to a search. All take values in [0, 1]. A simulation in flight
+counts as `virtual_loss` visits that lost (AlphaGo, Methods: virtual loss), so simulations under way at the same time spread
+over the tree. One that is under way at a child is under way at its parent too, so where the parent has none the children
+need not be asked.
 
 Q normalisation (MuZero) divides Q by the span of values before the exploration term is added. The rules need not know:
 argmax Q / span + c U is argmax Q + (c span) U, so the caller scales c.
@@ -25,8 +26,8 @@ def uct(node: Node, c: float, virtual_loss: float, first_play: float | None = No
     in_flight = node.in_flight
     total = node.visit_count + virtual_loss * in_flight
     scale = c * sqrt(2 * log(total)) if total > 1 else 0.0
-    best, best_score = node.children[0], -inf
-    for child in node.children:
+    best, best_score = node.open[0], -inf
+    for child in node.open:
         n: float = child.visit_count
         if in_flight:
             n += virtual_loss * child.in_flight
@@ -47,8 +48,8 @@ def puct(node: Node, c: float, virtual_loss: float, first_play: float | None = N
     in_flight = node.in_flight
     scale = c * sqrt(node.visit_count + virtual_loss * in_flight)
     unvisited_value = node.q_value if first_play is None else first_play
-    best, best_score = node.children[0], -inf
-    for child in node.children:
+    best, best_score = node.open[0], -inf
+    for child in node.open:
         n: float = child.visit_count
         if in_flight:
             n += virtual_loss * child.in_flight
@@ -65,7 +66,7 @@ def alphago(node: Node, c: float, virtual_loss: float, first_play: float | None 
     """
     total = node.visit_count - 1 + virtual_loss * node.in_flight
     if total <= 0:
-        return max(node.children, key=lambda child: child.prior)
+        return max(node.open, key=lambda child: child.prior)
     return puct(node, c * sqrt(total / (total + 1)), virtual_loss, first_play)  # puct has the sum + 1 under its root
 
 

@@ -96,6 +96,15 @@ def test_budgets_count_a_trees_whole_life(name: str, tmp_path: Path) -> None:
     assert tree.usage.generated_tokens == before
 
 
+def test_a_tree_that_was_left_is_entered_again_where_revisits_are_allowed() -> None:
+    settings = {"num_parallel": 1, "num_simulations": 300, "max_depth": 2}
+    closed = search("mcts without revisits", **settings).tree
+    assert closed is not None
+    before = closed.root.visit_count
+    search("mcts", closed, **{**settings, "num_simulations": before + 20})
+    assert closed.root.visit_count == before + 21
+
+
 def test_another_seed_draws_differently_when_it_goes_on(tmp_path: Path) -> None:
     tree = through_a_file(search("mcts", num_simulations=5), tmp_path)
     assert summary(search("mcts", tree, seed=1)) != summary(search("mcts"))

@@ -570,3 +570,54 @@ def test_where_no_solution_was_seen_the_most_visited_path_is_completed(answer: A
     assert policy.rolled_out == [("a", 1, 0.0)]  # a and b have one visit each
     assert (result.answer, result.steps) == ("5", ["a", "#### 5"])
     assert [trace.state for trace in result.traces] == [result.state]
+
+
+# Without revisits.
+
+
+def test_without_revisits_every_simulation_evaluates_a_new_node() -> None:
+    for parallel in (1, 3):
+        for seed in range(5):
+            policy, _ = scripted(noise_script(width=3, depth=3))
+            config = MCTSConfig(num_simulations=200, num_parallel=parallel, expansion_width=8, c_puct=0.3, revisit=False)
+            tree = run(mcts(QUESTION, policy, NoiseCritic(), config, seed)).tree
+            assert tree is not None
+            assert all(node.visit_count == 1 for node in tree.nodes() if not node.children)
+            # All there is has been seen, well below 200 simulations, and the search ended there.
+            assert all(node.visit_count for node in tree.nodes())
+            assert len(tree) == tree.root.visit_count < 150
+            check_visits(tree)
+            check_value_sums(tree)
+            check_idle(tree)
+
+
+def test_with_revisits_the_best_solution_draws_the_visits() -> None:
+    policy, _ = scripted(noise_script(width=3, depth=3))
+    config = MCTSConfig(num_simulations=200, num_parallel=1, expansion_width=8, c_puct=0.3)
+    tree = run(mcts(QUESTION, policy, NoiseCritic(), config, 0)).tree
+    assert tree is not None
+    assert max(node.visit_count for node in tree.nodes() if node.terminal) > 20
+    assert len(tree) < 150
+
+
+def test_until_a_solution_is_met_again_revisits_change_nothing() -> None:
+    trees = []
+    for revisit in (True, False):
+        config = replace(PLAIN, num_simulations=6, revisit=revisit)
+        trees.append(tree_of(config, scripted(noise_script(width=4, depth=6))[0], NoiseCritic()).to_dict())
+    assert trees[0] == trees[1]
+
+
+def test_revisits_cannot_be_left_out_where_visits_choose() -> None:
+    with pytest.raises(ConfigError, match=r"revisit.*visits"):
+        MCTSConfig(revisit=False, answer="visits")
+
+
+def test_a_depth_limit_ends_what_there_is_to_see() -> None:
+    class Endless(ListedPolicy):
+        async def propose(self, state: Any, n: int, seed: int) -> list[Step]:
+            return [Step(f"{len(state.steps)}{x}", log(0.5)) for x in "ab"]
+
+    config = replace(PLAIN, num_simulations=100, max_depth=3, revisit=False)
+    tree = tree_of(config, Endless({}), NoiseCritic())
+    assert len(tree) == tree.root.visit_count == 1 + 2 + 4 + 8
