@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint check format clean
+.PHONY: quickstart test lint check format bench-peers clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llm-mcts self-improve --config configs/quickstart.yaml --out $(OUT) --resume
@@ -36,6 +36,13 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -e ".[dev]"
 	touch $@
+
+# Other libraries that bench_tree.py can run beside this one, in an environment of their own.
+bench-peers:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -c "import torch" 2>/dev/null || .venv-peers/bin/pip install $(TORCH)
+	.venv-peers/bin/pip install treequest mctx open_spiel transformers tqdm
+	.venv-peers/bin/pip install --no-deps llm-reasoners
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -33,6 +33,8 @@ from llm_mcts.search import SEARCHES
 from llm_mcts.types import SearchResult, State, Step
 
 Variant = Literal["plain", "misleading prior", "misleading value"]
+FLOOR = 0.001
+"""Smallest regret that the logarithmic picture shows."""
 VARIANTS: tuple[Variant, ...] = ("plain", "misleading prior", "misleading value")
 LETTERS = "abcdefgh"
 
@@ -123,7 +125,9 @@ def settings(name: str, budget: int) -> dict[str, Any]:
     found = {"num_simulations": budget, "num_parallel": 1, "expansion_width": 8, "answer": "best"}
     if name == "alphallm":  # steps are single letters, so all are within an edit distance of 20 of each other
         found |= {"merge": MERGE, "widening": WIDENING}
-    return found | ({"selection": "uct", "c_puct": 0.5} if name == "mcts_uct" else {})
+    if name == "mcts_uct":
+        found |= {"selection": "uct", "c_puct": 0.5}
+    return found | ({"revisit": False} if name == "mcts_explore" else {})
 
 
 def _alphallm_parts() -> tuple[Any, Any]:
@@ -139,6 +143,7 @@ MERGE, WIDENING = _alphallm_parts()
 NAMES = [name for name in SEARCHES if name != "mcts"]
 NAMES.insert(NAMES.index("alphago"), "mcts_puct")
 NAMES.insert(NAMES.index("alphago"), "mcts_uct")
+NAMES.insert(NAMES.index("alphago"), "mcts_explore")
 
 
 def play(name: str, game: StepGame, budget: int, **changes: Any) -> SearchResult:
@@ -179,15 +184,16 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             mine = [row for row in rows if row["search"] == name and row["variant"] == variant]
             axis.plot(
                 [row["budget"] for row in mine],
-                [row["regret"] for row in mine],
+                [max(row["regret"], FLOOR) for row in mine],
                 styles[i // 10],
                 color=f"C{i % 10}",
-                marker=".",
+                marker="osD^v<>PX*hpd"[i],
+                markersize=5,
                 label=name,
             )
-        axis.set(title=variant, xscale="log", xlabel="simulations, samples or candidates a depth")
+        axis.set(title=variant, xscale="log", yscale="log", xlabel="simulations, samples or candidates a depth")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mean regret (1 - worth of the chosen solution)")
+    axes[0].set_ylabel(f"mean regret (1 - worth of the chosen solution), at least {FLOOR}")
     axes[-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -224,10 +230,12 @@ def main() -> None:
                 )
             print(f"{variant}, {name}: " + ", ".join(f"{r['regret']:.3f}" for r in rows[-len(args.budgets) :]), flush=True)
     parallel = []
-    for k in (1, 2, 4, 8, 16):
-        for loss in (0.0, 1.0):
-            found = regrets("mcts_puct", "plain", 256, 4 * args.games, num_parallel=k, virtual_loss=loss)
-            parallel.append({"parallel": k, "virtual_loss": loss, "regret": mean(found), "half": interval(found)})
+    for budget in (64, 256):
+        for k in (1, 2, 4, 8, 16):
+            for loss in (0.0, 1.0):
+                found = regrets("mcts_puct", "plain", budget, 4 * args.games, num_parallel=k, virtual_loss=loss)
+                row = {"simulations": budget, "parallel": k, "virtual_loss": loss}
+                parallel.append({**row, "regret": mean(found), "half": interval(found)})
     args.out.mkdir(parents=True, exist_ok=True)
     for name, data in (("regret", rows), ("parallel", parallel)):
         with (args.out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:

@@ -70,6 +70,11 @@ def test_a_misleading_value_is_overcome_by_roll_outs(name: str) -> None:
     assert regret(name, "misleading value", 1024) < 0.05
 
 
+def test_leaving_what_is_explored_finds_more_with_many_simulations() -> None:
+    assert regret("mcts_explore", "misleading prior", 1024) < 0.8 * regret("mcts_puct", "misleading prior", 1024)
+    assert regret("mcts_explore", "plain", 1024) < 0.015
+
+
 @pytest.mark.parametrize("name", ["beam", "dvts", "alphazero"])
 def test_a_misleading_value_misleads_what_trusts_it_alone(name: str) -> None:
     assert regret(name, "misleading value", 256) > 0.1
@@ -84,4 +89,4 @@ def test_simulations_in_parallel_cost_little_strength() -> None:
 def test_every_search_is_played() -> None:
     from llm_mcts.search import SEARCHES
 
-    assert {name.split("_p")[0].removesuffix("_uct") if name.startswith("mcts_") else name for name in NAMES} == set(SEARCHES)
+    assert {"mcts" if name.startswith("mcts_") else name for name in NAMES} == set(SEARCHES)
