@@ -4,6 +4,7 @@
     llm-mcts evaluate                     accuracy of several searches side by side
     llm-mcts self-improve --out RUN       search, train, gate, round after round
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm) on rows from a file
+    llm-mcts diagnose CRITIC [CRITIC …]   whether critics rank solutions, are calibrated and choose well
 
 Every command takes --config FILE.yaml and settings as --KEY VALUE, with dotted keys for nested ones
 (--search.num_simulations 64); `llm-mcts COMMAND --help` lists them. --json prints JSON for machines.
@@ -122,11 +123,30 @@ def train(argv: list[str]) -> None:
     )
 
 
+def diagnose(argv: list[str]) -> None:
+    """Whether critics rank solutions of held-out questions, are calibrated, and choose better than a majority."""
+    from critics.diagnose import DiagnoseConfig
+    from critics.diagnose import diagnose as run
+    from llm_mcts.progress import Reporter
+
+    parser = _parser("diagnose", "llm-mcts diagnose runs/first/round_002/checkpoints/orm --task.level hard --out diagnosis")
+    parser.add_argument("critics", type=Path, nargs="+", metavar="critic", help="checkpoint folder, one or several")
+    parser.add_argument("--out", type=Path, help="folder for the samples, report.md, report.json and reliability.png")
+    parser.add_argument("--resume", action="store_true", help="go on with the samples in --out")
+    args, config = _parse(parser, DiagnoseConfig, argv)
+    folders = {folder.name: folder for folder in args.critics}
+    if len(folders) < len(args.critics):
+        raise ConfigError("two critic folders have the same name; rename one, for names are the labels of the report")
+    report = run(folders, config, Reporter(quiet=args.json), args.out, args.resume)
+    print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "solve": solve,
     "evaluate": evaluate,
     "self-improve": improve,
     "train": train,
+    "diagnose": diagnose,
 }
 
 

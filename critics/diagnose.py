@@ -1,0 +1,267 @@
+"""`llm-mcts diagnose`: samples of a policy on held-out questions, judged by one or several critics."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from critics.base import ModelCritic
+from critics.diagnostics import (
+    Estimate,
+    Group,
+    Sample,
+    agreement,
+    any_of,
+    auc,
+    best_of,
+    brier,
+    calibration_error,
+    mean_over,
+    prefix_groups,
+    reliability,
+    verdict,
+    voted,
+    within_question_auc,
+)
+from critics.modeling import CriticModel
+from llm_mcts.errors import ConfigError, DataError, LLMMCTSError
+from llm_mcts.evaluate import check_label
+from llm_mcts.progress import Reporter
+from llm_mcts.runner import run_questions
+from llm_mcts.solver import Solver, SolverConfig
+from llm_mcts.store import Journal, RunDirectory, write_atomically
+from llm_mcts.tasks import TaskConfig
+from llm_mcts.types import SearchResult, State, Step
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """On what critics are judged."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    """The policy that writes the solutions; its search and critics are not used."""
+    split: str = "dev"
+    """Split of the task: questions that no critic was trained on."""
+    num_questions: int = 200
+    """How many questions, at least 2."""
+    num_samples: int = 16
+    """Solutions a question, at least 2."""
+    prm_aggregate: str = "min"
+    """How a PRM's step scores become one: min (Math-Shepherd), last, mean or prod."""
+    concurrency: int = 64
+    """Questions sampled at once, at least 1."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_questions", 2), ("num_samples", 2), ("concurrency", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is known of one critic."""
+
+    kind: str
+    verdict: str
+    auc_within: Estimate | None
+    """AUC over pairs of one question: what a search needs."""
+    auc_over_all: float | None
+    """AUC over all samples; it also counts that easy questions have more right ones."""
+    brier: float
+    calibration_error: float
+    reliability: list[dict[str, float]]
+    by_n: dict[int, dict[str, Estimate]]
+    """n -> share right of: best (by this critic), vote (weighted by it), majority, any (a perfect critic)."""
+    prefixes: dict[int, Estimate]
+    """steps -> AUC within questions of unfinished solutions of that many steps against their outcome."""
+
+
+def diagnose(
+    folders: Mapping[str, Path], config: DiagnoseConfig, reporter: Reporter, out: Path | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Judge critic checkpoints by label; with a folder, samples are kept there and a report is written.
+
+    Raises:
+        ModelError: a folder holds no critic.
+        DataError: questions without answers.
+    """
+    for label in folders:
+        check_label(label)
+    models = {label: CriticModel.from_pretrained(folder) for label, folder in folders.items()}
+    if out:
+        RunDirectory.open(out, {**asdict(config), "critics": {k: str(v) for k, v in folders.items()}}, resume)
+    rows = _sample(config, reporter, Journal(out / "samples.jsonl") if out else None)
+    states = [[_state(row["question"], s) for s in row["samples"]] for row in rows]
+    diagnoses, scored = {}, {}
+    for label, model in models.items():
+        critic = ModelCritic(model, config.prm_aggregate)
+        prefixes = asyncio.run(_scores(critic, states))
+        groups = [
+            [
+                # A solution that states no answer is worth 0 by definition, as in every search.
+                Sample(critic.aggregate(p[1:]) if s["answer"] is not None else 0.0, s["right"], s["answer"])
+                for p, s in zip(found, row["samples"], strict=True)
+            ]
+            for found, row in zip(prefixes, rows, strict=True)
+        ]
+        diagnoses[label] = judge(model.kind, groups, prefixes)
+        scored[label] = groups
+        reporter.say(f"{label}: {diagnoses[label].verdict}")
+    agreements = {f"{a} and {b}": agreement(scored[a], scored[b]) for i, a in enumerate(scored) for b in list(scored)[i + 1 :]}
+    report = {
+        "questions": len(rows),
+        "critics": {label: asdict(diagnosis) for label, diagnosis in diagnoses.items()},
+        "agreement": {pair: asdict(found) if found else None for pair, found in agreements.items()},
+        "markdown": to_markdown(diagnoses, agreements),
+    }
+    if out:
+        plain = {key: value for key, value in report.items() if key != "markdown"}
+        write_atomically(out / "report.json", json.dumps(plain, indent=2).encode() + b"\n")
+        write_atomically(out / "report.md", str(report["markdown"]).encode())
+        _plot(diagnoses, out / "reliability.png", reporter)
+    return report
+
+
+def judge(kind: str, groups: Sequence[Group], prefixes: Sequence[Sequence[Sequence[float]]]) -> Diagnosis:
+    """All figures of one critic's scores."""
+    everything = [sample for group in groups for sample in group]
+    size = min(map(len, groups))
+    numbers = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < size] + [size]
+    by_n = {
+        n: {
+            "best": mean_over(groups, lambda g, n=n: best_of(g, n)),  # type: ignore[misc]
+            "vote": mean_over(groups, lambda g, n=n: voted(g, n, weighted=True)),  # type: ignore[misc]
+            "majority": mean_over(groups, lambda g, n=n: voted(g, n, weighted=False)),  # type: ignore[misc]
+            "any": mean_over(groups, lambda g, n=n: any_of(g, n)),  # type: ignore[misc]
+        }
+        for n in numbers
+    }
+    within = within_question_auc(groups)
+    gain = mean_over(groups, lambda g: best_of(g, size) - voted(g, size, weighted=False))
+    vote_gain = mean_over(groups, lambda g: voted(g, size, weighted=True) - voted(g, size, weighted=False))
+    by_steps = {k: within_question_auc(found) for k, found in prefix_groups(prefixes, groups).items()}
+    return Diagnosis(
+        kind,
+        verdict(within, gain, vote_gain, size),
+        within,
+        auc(everything),
+        brier(everything),
+        calibration_error(everything),
+        [asdict(b) for b in reliability(everything)],
+        by_n,
+        {k: found for k, found in by_steps.items() if found},
+    )
+
+
+def _sample(config: DiagnoseConfig, reporter: Reporter, journal: Journal | None) -> list[dict[str, Any]]:
+    """For each question {"id", "question", "samples": [{"steps", "answer", "right"}]}; kept in the journal."""
+    task = config.task.build()
+    problems = {p.id: p for p in task.load(config.split, config.num_questions)}
+    unlabelled = [p.id for p in problems.values() if p.gold is None]
+    if unlabelled:
+        raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
+    rows = {row["id"]: row for row in journal.read()} if journal else {}
+    left = [p for p in problems.values() if p.id not in rows]
+    failed: list[str] = []
+
+    def on_done(record: Any, result: SearchResult | None) -> None:
+        problem = problems[record.id]
+        if result is None:
+            failed.append(f"question {record.id}: {record.error}")
+            return
+        samples = []
+        for trace in result.traces:
+            answer, gold = trace.state.answer, problem.gold
+            right = answer is not None and gold is not None and task.check(f"#### {answer}", gold)
+            samples.append({"steps": [s.text for s in trace.state.steps], "answer": answer, "right": right})
+        rows[record.id] = {"id": record.id, "question": problem.question, "samples": samples}
+        if journal:
+            journal.append(rows[record.id])
+
+    if left:
+        # The critics are not asked while sampling: scores come afterwards, from each alone.
+        solver = Solver(config.solver)
+        search = {"name": "self_consistency", "num_samples": config.num_samples, "num_parallel": config.num_samples}
+
+        async def solve(question: str) -> SearchResult:
+            return await solver.asolve(question, search)
+
+        with reporter.stage("sampling", len(left)) as meter:
+            asyncio.run(run_questions(left, solve, task.check, config.concurrency, on_done, meter))
+    if failed:
+        raise DataError(f"{len(failed)} questions could not be sampled, the first: {failed[0]}")
+    if journal and not journal.complete:
+        journal.finish(list(problems))
+    return [rows[id_] for id_ in problems]
+
+
+def _state(question: str, sample: Mapping[str, Any]) -> State:
+    *before, last = sample["steps"]
+    return State(question, (*(Step(text) for text in before), Step(last, terminal=True, answer=sample["answer"])))
+
+
+async def _scores(critic: ModelCritic, states: Sequence[Sequence[State]]) -> list[list[list[float]]]:
+    """The scores of all prefixes; a solution that the critic cannot read is an error that names its question."""
+    found = []
+    for group in states:
+        try:
+            found.append(await critic.step_scores(group))
+        except LLMMCTSError as error:
+            raise DataError(f"question {group[0].question!r}: {error}") from error
+    return found
+
+
+def to_markdown(diagnoses: Mapping[str, Diagnosis], agreements: Mapping[str, Estimate | None]) -> str:
+    """The report for people."""
+    lines = []
+    for label, d in diagnoses.items():
+        over_all = "–" if d.auc_over_all is None else f"{d.auc_over_all:.3f}"
+        lines += [
+            f"## {label} ({d.kind})",
+            "",
+            f"**{d.verdict[0].upper()}{d.verdict[1:]}.**",
+            "",
+            f"- AUC within questions {d.auc_within or '–'}; over all samples {over_all} (flatters)",
+            f"- Brier score {d.brier:.3f}, expected calibration error {d.calibration_error:.3f}",
+            "",
+            "| n | best by this critic | weighted vote | majority | any right |",
+            "|---:|---|---|---|---|",
+        ]
+        for n, row in d.by_n.items():
+            cells = (f"{100 * e.value:.1f} % [{100 * e.low:.1f}, {100 * e.high:.1f}]" for e in row.values())
+            lines.append(f"| {n} | " + " | ".join(cells) + " |")
+        if d.prefixes:
+            lines += ["", "| steps written | AUC within questions against the outcome | questions |", "|---:|---|---:|"]
+            lines += [f"| {k} | {found} | {found.questions} |" for k, found in d.prefixes.items()]
+        lines.append("")
+    if agreements:
+        lines += ["## Agreement", "", "Share of the pairs of one question that two critics order alike:", ""]
+        lines += [f"- {pair}: {found or '–'}" for pair, found in agreements.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _plot(diagnoses: Mapping[str, Diagnosis], path: Path, reporter: Reporter) -> None:
+    """Reliability: share right against score, one line a critic."""
+    try:
+        import matplotlib
+    except ImportError:
+        reporter.say(f"{path.name} is left out: matplotlib is not installed (pip install matplotlib)")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 5.5))
+    axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="calibrated")
+    for label, d in diagnoses.items():
+        x, y = [b["score"] for b in d.reliability], [b["right"] for b in d.reliability]
+        axis.plot(x, y, marker="o", markersize=4, label=f"{label} (error {d.calibration_error:.2f})")
+    axis.set(xlabel="score", ylabel="share right", xlim=(0, 1), ylim=(0, 1), title="Reliability")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
