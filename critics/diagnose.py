@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from critics.base import ModelCritic
+from critics.base import AGGREGATES, ModelCritic
 from critics.diagnostics import (
     Estimate,
     Group,
@@ -26,7 +26,7 @@ from critics.diagnostics import (
     within_question_auc,
 )
 from critics.modeling import CriticModel
-from llm_mcts.errors import ConfigError, DataError, LLMMCTSError
+from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, suggest
 from llm_mcts.evaluate import check_label
 from llm_mcts.progress import Reporter
 from llm_mcts.runner import run_questions
@@ -58,6 +58,8 @@ class DiagnoseConfig:
         for name, least in (("num_questions", 2), ("num_samples", 2), ("concurrency", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if self.prm_aggregate not in AGGREGATES:
+            raise ConfigError(f"prm_aggregate is '{self.prm_aggregate}'{suggest(self.prm_aggregate, AGGREGATES)}")
 
 
 @dataclass(frozen=True)
