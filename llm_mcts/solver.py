@@ -147,7 +147,8 @@ class Solver:
 
         A `tree` from an earlier search of the question is searched on, in place, until its budgets are used up in all: with
         the same search, seed and a greater budget it becomes the tree that the greater budget would have grown at once.
-        `tree.subtree(node)` starts from a chosen step. A search that is interrupted leaves the tree whole.
+        `tree.subtree(node)` starts from a chosen step (not for gumbel, whose plan begins at the question). A search that is
+        interrupted leaves the tree whole.
 
         Raises:
             QuestionError: the question is empty or too long.

@@ -170,6 +170,11 @@ class Tree:
         """All nodes, parents before children, siblings in order."""
         return _below(self.root)
 
+    @property
+    def size(self) -> int:
+        """Nodes and roll-outs: what a policy has written here."""
+        return len(self) + len(self.rollouts)
+
     def __len__(self) -> int:
         return sum(1 for _ in self.nodes())
 

@@ -48,7 +48,7 @@ class ListedPolicy:
 
     async def propose(self, state: State, n: int, seed: int) -> list[Step]:
         self.proposed.append(state.text)
-        return list(self.steps.get(state.text, ()))
+        return list(self.steps.get(state.text, ()))[:n]
 
     async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
         self.rolled_out.append((state.text, n, temperature))
@@ -86,15 +86,11 @@ def tree_cases() -> dict[str, tuple[Callable[..., Any], Any]]:
         "mcts uct, tree-wide Q": ("mcts", {**small, "selection": "uct", "normalise": "tree"}),
         "mcts siblings' Q": ("mcts", {**small, "normalise": "siblings", "rollouts": 2}),
         "mcts progressive": ("mcts", {**small, "widening": WideningConfig(kind="progressive", k=1.5)}),
-        "mcts progressive without revisits": (
-            "mcts",
-            {**small, "widening": WideningConfig(kind="progressive", k=1.5), "revisit": False},
-        ),
         "mcts by the code's importance": ("mcts", {**small, "widening": WideningConfig(kind="importance_code", alpha=5.0)}),
         "alphago": ("alphago", small),
         "alphazero": ("alphazero", small),
         "alphallm": ("alphallm", {**small, "merge": MergeConfig(kind="edit", distance=2, retries=2)}),
-        "gumbel": ("gumbel", small),
+        "gumbel": ("gumbel", {"num_simulations": 24, "expansion_width": 4}),
         "rest_mcts": ("rest_mcts", small),
     }
     return {title: (SEARCHES[name][0], SEARCHES[name][1](**settings)) for title, (name, settings) in configs.items()}

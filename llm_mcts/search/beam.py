@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_mcts.concurrency import gather_all
-from llm_mcts.errors import ConfigError, PolicyError
-from llm_mcts.search.budget import SearchConfig, limited
+from llm_mcts.errors import ConfigError, DataError, PolicyError
+from llm_mcts.search.budget import Limits, SearchConfig, check_counts, limited
 from llm_mcts.search.evaluation import critic_scores, tree_traces
 from llm_mcts.search.expansion import priors, set_priors
 from llm_mcts.search.mcts import backup
-from llm_mcts.search.voting import check_choice, choose, settled
+from llm_mcts.search.voting import Choice, check_choice, choose, settled
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Critic, Policy, SearchResult, Step, Trace
@@ -70,9 +70,7 @@ class DVTSConfig(SearchConfig):
 
 def _check(search: str, config: BeamConfig | DVTSConfig, names: Sequence[str]) -> None:
     check_choice(search, config.answer, ("best", "majority", "vote"))
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{search}.{name} is {getattr(config, name)}; expected at least 1")
+    check_counts(search, config, names)
 
 
 async def beam(
@@ -84,19 +82,20 @@ async def beam(
         ConfigError: there is no critic.
         PolicyError: the policy proposed no step.
         CriticError: the critic broke its contract.
+        DataError: `tree` has steps that no critic judged.
     """
     search = _StepSearch(Tree.of(question, tree), policy, critic, seed, "beam")
     with limited(config, search.tree.usage) as limits:
         beams = [search.tree.root]
-        for depth in range(config.max_depth):
-            if search.ended(beams, depth, config) or limits.reached():
-                break
+        for _ in range(search.tree.root.depth, config.max_depth):
             # The first depth has one beam only, which samples all K.
             share = config.num_candidates // (1 if beams == [search.tree.root] else config.beam_width)
-            groups = await search.candidates([(node, share, 0) for node in beams])
+            asked = [(node, share, 0) for node in beams]
+            if search.stops(asked, limits):
+                break
+            groups = await search.candidates(asked)
             beams = best_valued([node for group in groups for node in group], config.beam_width)
-    limits.check_counted()
-    return search.result(beams, config.answer)
+    return search.result(beams, config.answer, limits)
 
 
 async def dvts(
@@ -108,18 +107,22 @@ async def dvts(
         ConfigError: there is no critic.
         PolicyError: the policy proposed no step.
         CriticError: the critic broke its contract.
+        DataError: `tree` has steps that no critic judged.
     """
     search = _StepSearch(Tree.of(question, tree), policy, critic, seed, "dvts")
     with limited(config, search.tree.usage) as limits:
         paths = [search.tree.root] * (config.num_candidates // config.subtree_width)
-        for depth in range(config.max_depth):
-            if search.ended(paths, depth, config) or limits.reached():
-                break
+        for _ in range(search.tree.root.depth, config.max_depth):
             # At the root each subtree draws for itself; further down their nodes differ.
             asked = [(node, config.subtree_width, i if node is search.tree.root else 0) for i, node in enumerate(paths)]
+            if search.stops(asked, limits) or (config.early_stop and search.settled(paths, config.answer)):
+                break
             paths = [best_valued(group, 1)[0] for group in await search.candidates(asked)]
-    limits.check_counted()
-    return search.result(paths, config.answer)
+    return search.result(paths, config.answer, limits)
+
+
+Asked = tuple[Node, int, int]
+"""A node, how many next steps of it, and by which draw."""
 
 
 def best_valued(nodes: Sequence[Node], n: int) -> list[Node]:
@@ -133,20 +136,33 @@ class _StepSearch:
     def __init__(self, tree: Tree, policy: Policy, critic: Critic | None, seed: int, name: str) -> None:
         if critic is None:
             raise ConfigError(f"{name} has no critic to choose steps by; give it one, or use mcts with roll-outs")
+        if any(node.value is None for node in tree.nodes() if node is not tree.root):
+            raise DataError(f"the tree has steps without a value; expected one that {name} grew, with the same settings")
         self.tree, self.policy, self.critic, self.seed = tree, policy, critic, seed
+        self.size = tree.size
+        self.limited = False
 
-    def ended(self, nodes: Sequence[Node], depth: int, config: BeamConfig | DVTSConfig) -> bool:
-        """Whether all are finished solutions, or the choice is settled whatever the further candidates are."""
-        left = config.num_candidates * (config.max_depth - depth)
-        done = all(node.terminal for node in nodes)
-        return done or (config.early_stop and settled(self._traces(nodes), config.answer, left))
+    def stops(self, asked: Sequence[Asked], limits: Limits) -> bool:
+        """Whether all nodes are finished solutions, or a limit forbids the sampling that is due. What is there is free."""
+        if all(node.terminal for node, _, _ in asked):
+            return True
+        self.limited = bool(self._missing(asked)) and limits.reached()
+        return self.limited
+
+    def settled(self, nodes: Sequence[Node], answer: Choice) -> bool:
+        """Whether the paths that are not finished, one vote each, can change the answer."""
+        unfinished = sum(not node.terminal for node in nodes)
+        return answer != "best" and settled(self._traces(nodes), answer, unfinished)
 
     def _traces(self, nodes: Sequence[Node]) -> list[Trace]:
         return [Trace(self.tree.state(node), node.value) for node in nodes if node.terminal]
 
-    async def candidates(self, asked: Sequence[tuple[Node, int, int]]) -> list[list[Node]]:
+    def _missing(self, asked: Sequence[Asked]) -> list[Asked]:
+        return [(node, n, draw) for node, n, draw in asked if not self._drawn(node, draw) and not node.terminal]
+
+    async def candidates(self, asked: Sequence[Asked]) -> list[list[Node]]:
         """For each (node, number of steps, draw) the scored children of that draw; a finished node stands for itself."""
-        missing = [(node, n, draw) for node, n, draw in asked if not self._drawn(node, draw) and not node.terminal]
+        missing = self._missing(asked)
         proposed = await gather_all([self._propose(node, n, draw) for node, n, draw in missing])
         added = []
         for (node, _, draw), steps in zip(missing, proposed, strict=True):
@@ -171,11 +187,14 @@ class _StepSearch:
         steps = await self.policy.propose(self.tree.state(node), n, seed)
         if not steps:
             raise PolicyError(f"policy proposed no step after '{node.key()}' of question {self.tree.question!r}")
+        if len(steps) > n:
+            raise PolicyError(f"policy proposed {len(steps)} steps of question {self.tree.question!r}; expected at most {n}")
         return steps
 
-    def result(self, nodes: Sequence[Node], answer: Literal["best", "majority", "vote"]) -> SearchResult:
-        """The choice among the finished ones of `nodes`; of all finished ones seen, where a limit left none there."""
+    def result(self, nodes: Sequence[Node], answer: Choice, limits: Limits) -> SearchResult:
+        """The choice among the finished ones of `nodes`; of all finished ones seen, where a limit ended the search."""
+        limits.check_counted(self.tree.size > self.size)
         seen = tree_traces(self.tree)
-        result = choose(self.tree.question, self._traces(nodes) or seen, answer)
+        result = choose(self.tree.question, seen if self.limited else self._traces(nodes), answer)
         result.traces, result.tree = seen, self.tree
         return result

@@ -2,12 +2,14 @@
 
 AlphaGo's mix is V = (1 - lambda) v + lambda z. AlphaLLM's sum b_v v + b_prm PRM + b_orm E[ORM], divided by the sum of its
 weights, is the same with lambda = b_orm / (b_v + b_prm + b_orm): the critic mixes v and PRM, the search adds the roll-outs.
-ReST-MCTS* adds up step by step instead (`quality_value`). A finished solution is worth what the critic says of it; one
-that states no answer is worth 0 by definition. Where no critic is given, solutions are judged by agreement with the others.
+A finished solution is worth what the critic says of it. ReST-MCTS* adds up step by step instead (`quality_value`), finished
+solutions included. One that states no answer is worth 0 by definition. Where no critic is given, solutions are judged by
+agreement with the others.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Real
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, CriticError, PolicyError
@@ -47,6 +49,8 @@ async def completions(policy: Policy, state: State, n: int, seed: int, temperatu
     ends = list(await policy.rollout(state, n, seed, temperature))
     if len(ends) != n:
         raise PolicyError(f"policy returned {len(ends)} completions of question {state.question!r}; expected {n}")
+    if any(end.question != state.question or end.steps[: len(state.steps)] != state.steps for end in ends):
+        raise PolicyError(f"policy's completion of question {state.question!r} does not begin with the steps it was given")
     if not all(end.terminal for end in ends):
         raise PolicyError(f"policy returned an unfinished completion of question {state.question!r}; expected whole solutions")
     return ends
@@ -59,11 +63,12 @@ async def critic_scores(critic: Critic, states: Sequence[State]) -> list[float]:
         CriticError: wrong number of scores, NaN, or a score outside [0, 1]; the message names the question.
     """
     asked = [s for s in states if not (s.terminal and s.answer is None)]
-    scores = list(await critic.score(asked) or []) if asked else []
+    found = await critic.score(asked) if asked else []
+    scores = [] if found is None else list(found)
     if len(scores) != len(asked):
         raise CriticError(f"critic returned {len(scores)} scores for {len(asked)} states of question {asked[0].question!r}")
     for state, score in zip(asked, scores, strict=True):
-        if not isinstance(score, int | float) or not 0.0 <= score <= 1.0:
+        if not isinstance(score, Real) or not 0.0 <= score <= 1.0:
             raise CriticError(f"critic returned {score} for question {state.question!r}; expected a number in [0, 1]")
     if len(asked) == len(states):
         return scores
@@ -105,7 +110,8 @@ async def evaluate_quality(
     for leaf, group in zip(leaves, ends, strict=True):
         missing = min((len(end.steps) - leaf.depth for end in group), default=0)
         before = leaf.parent.value if leaf.parent and leaf.parent.value is not None else 0.0
-        leaf.value = quality_value(before, 1.0 - own[leaf], missing) if leaf.parent else 0.0
+        answered = leaf.parent and not (leaf.terminal and leaf.step.answer is None)
+        leaf.value = quality_value(before, 1.0 - own[leaf], missing) if answered else 0.0
 
 
 def quality_value(before: float, r: float, missing: int) -> float:

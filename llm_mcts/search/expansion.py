@@ -11,10 +11,10 @@ distance, or those that a judge finds equivalent; another step is then sampled i
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, exp, floor, inf
+from math import ceil, exp, floor, inf, isfinite
 from typing import Literal
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.errors import ConfigError, PolicyError
 from llm_mcts.tree import Node
 from llm_mcts.types import Step
 
@@ -58,7 +58,7 @@ class WideningConfig:
         """How many children `node` may have now; not for the fixed kind."""
         if self.kind == "progressive":
             return progressive_width(node.visit_count, self.k, self.alpha)
-        root = node.parent is None
+        root = node.depth == 0  # the question; in a subtree the steps before it count
         least, most = (self.root_min_children, self.root_max_children) if root else (self.min_children, self.max_children)
         if self.kind == "importance":
             return importance_width(value_importance(node), self.alpha, least, most)
@@ -104,8 +104,11 @@ class MergeConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("exact", "edit", "judge"):
             raise ConfigError(f"merge.kind is '{self.kind}'; expected exact, edit or judge")
-        if self.distance < 1 or self.retries < 0:
-            raise ConfigError(f"merge with distance={self.distance}, retries={self.retries}; expected at least 1 and 0")
+        numbers = isinstance(self.distance, int) and isinstance(self.retries, int)
+        if not numbers or self.distance < 1 or self.retries < 0:
+            raise ConfigError(
+                f"merge with distance={self.distance}, retries={self.retries}; expected whole numbers from 1 and 0"
+            )
 
 
 def edit_distance(a: str, b: str, limit: int) -> int:
@@ -122,6 +125,9 @@ def edit_distance(a: str, b: str, limit: int) -> int:
         previous = row
     return min(previous[-1], limit)
 
+
+_LEAST_PRIOR = 1e-30
+"""Beside the most likely step; its logarithm must exist (Gumbel search)."""
 
 Same = Callable[[Step, Step], Awaitable[bool]]
 Propose = Callable[[int, int], Awaitable[Sequence[Step]]]
@@ -140,21 +146,36 @@ async def distinct_steps(
     known = list(siblings)
     for draw in draws:
         for step in await propose(n + len(siblings) - len(known), draw):
-            if step not in known and not (same and any([await same(step, other) for other in known])):
+            if not await _is_known(step, known, same):
                 known.append(step)
         if len(known) >= n + len(siblings):
             break
     return known[len(siblings) :]
 
 
+async def _is_known(step: Step, known: Sequence[Step], same: Same | None) -> bool:
+    """Whether a step repeats one of those known. Steps that state different answers never do."""
+    if step in known:
+        return True
+    for other in known:
+        if same and step.answer == other.answer and await same(step, other):
+            return True
+    return False
+
+
 def priors(steps: Sequence[Step], temperature: float) -> list[float]:
-    """Softmax over the siblings' log-probability per token, at `temperature`; sums to 1.
+    """Softmax over the siblings' log-probability per token, at `temperature`; sums to 1, and none is 0.
 
     Dividing by the number of tokens keeps long steps from vanishing beside short ones.
+
+    Raises:
+        PolicyError: a log-probability is not finite.
     """
+    if strange := [step for step in steps if not isfinite(step.logprob)]:
+        raise PolicyError(f"policy proposed {strange[0].text!r} with log-probability {strange[0].logprob}; expected a number")
     logits = [step.logprob / step.num_tokens / temperature for step in steps]
     top = max(logits)
-    weights = [exp(x - top) for x in logits]
+    weights = [max(exp(x - top), _LEAST_PRIOR) for x in logits]
     total = sum(weights)
     return [w / total for w in weights]
 

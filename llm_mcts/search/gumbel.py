@@ -6,7 +6,8 @@ Inside: argmax pi'(a) - N(a) / (1 + sum N), pi' = softmax(logits + sigma(complet
 
 Steps of one round lie in different subtrees, so all of them are simulated at once and nothing is lost by it. Logits are the
 log-priors of the sampled siblings. Values are in [0, 1] as they are; mctx also stretches them to the range of the siblings.
-The plan depends on num_simulations: a stopped search goes on under the same number only.
+The plan depends on num_simulations and begins at the question: a stopped search goes on under the same settings only, and a
+tree that did not grow by its plan is refused.
 """
 
 import random
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from math import ceil, exp, inf, log, log2
 from typing import Literal, get_args
 
-from llm_mcts.errors import ConfigError
-from llm_mcts.search.budget import Limits, SearchConfig, limited
+from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.search.budget import Limits, SearchConfig, check_counts, limited
 from llm_mcts.search.mcts import MCTSConfig, TreeSearch
 from llm_mcts.search.voting import Choice, check_choice
 from llm_mcts.seeding import derive_seed
@@ -48,17 +49,13 @@ class GumbelConfig(SearchConfig):
     """Completions sampled from each evaluated leaf, at least 0."""
     rollout_weight: float = 0.5
     """lambda in V = (1 - lambda) v + lambda z, in [0, 1]. Without a critic it is 1."""
-    num_parallel: int = 8
-    """Simulations under way at once, at least 1; it does not change the tree."""
     answer: Literal["path", "best", "majority", "vote"] = "path"
     """path: the step that Sequential Halving chose, then the most visited ones; the others look at all solutions seen."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("gumbel", self.answer, ("path", *get_args(Choice)))
-        for name in ("num_considered", "root_width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"gumbel.{name} is {getattr(self, name)}; expected at least 1")
+        check_counts("gumbel", self, ("num_considered", "root_width"))
         if self.num_considered > self.root_width:
             raise ConfigError(
                 f"gumbel.num_considered is {self.num_considered} of root_width {self.root_width} steps; expected at most that"
@@ -72,7 +69,7 @@ class GumbelConfig(SearchConfig):
         """What a simulation has in common with mcts."""
         names = ("num_simulations", "expansion_width", "prior_temperature", "max_depth", "rollouts", "rollout_weight")
         choice = "visits" if self.answer == "path" else self.answer
-        return MCTSConfig(**{name: getattr(self, name) for name in (*names, "num_parallel")}, virtual_loss=0.0, answer=choice)
+        return MCTSConfig(**{name: getattr(self, name) for name in names}, virtual_loss=0.0, answer=choice)
 
 
 async def gumbel(
@@ -84,12 +81,14 @@ async def gumbel(
         ConfigError: there is neither a critic nor a roll-out to value a leaf by.
         PolicyError: the policy proposed no step where one was due.
         CriticError: the critic broke its contract.
+        DataError: `tree` was not grown by these settings.
     """
     search = _GumbelSearch(Tree.of(question, tree), policy, critic, config, seed)
+    size = search.tree.size
     with limited(config, search.tree.usage) as limits:
         await search.run(limits)
         result = await search.result()
-    limits.check_counted()
+    limits.check_counted(search.tree.size > size)
     return result
 
 
@@ -106,25 +105,31 @@ class _GumbelSearch(TreeSearch):
         """Evaluate and expand the root, then simulate round by round."""
         root = self.tree.root
         await self.evaluate_root()
-        if not root.children and not root.terminal:
+        if not root.children and self._expandable(root) and not limits.reached():
             await self._grow(root)
         self._draw_noise(root)
-        done = 0
-        for considered, visits in sequential_halving(
-            min(self.gumbel.num_considered, len(root.children)), self.gumbel.num_simulations
-        ):
-            if done >= self.done:  # a tree that is searched on has some rounds behind it
-                if limits.reached():
-                    return
-                ready = [step for step in root.children if step.visit_count == visits]
-                await self._visit(sorted(ready, key=self.score, reverse=True)[:considered])
-            done += considered
+        considered = min(self.gumbel.num_considered, len(root.children))
+        rounds = list(sequential_halving(considered, self.gumbel.num_simulations))
+        for steps, visits in rounds[self._rounds_done(rounds) :]:
+            if limits.reached():
+                return
+            ready = [step for step in root.children if step.visit_count == visits]
+            await self.simulate(sorted(ready, key=self.score, reverse=True)[:steps])
 
-    async def _visit(self, steps: list[Node]) -> None:
-        """One simulation through each of these steps of the root, `num_parallel` at once."""
-        k = self.gumbel.num_parallel
-        for i in range(0, len(steps), k):
-            await self.simulate(steps[i : i + k])
+    def _rounds_done(self, rounds: list[tuple[int, int]]) -> int:
+        """How many rounds of the plan the tree has behind it."""
+        planned = [0] * len(self.tree.root.children)
+        found = sorted((step.visit_count for step in self.tree.root.children), reverse=True)
+        for number, (steps, _) in enumerate(rounds):
+            if planned == found:
+                return number
+            planned[:steps] = [n + 1 for n in planned[:steps]]  # the most visited steps are the ones still considered
+        if planned != found:
+            raise DataError(
+                f"the tree's first steps have {found} visits, which is no stage of this plan; expected a tree that gumbel grew "
+                "from the question with the same settings"
+            )
+        return len(rounds)
 
     def _width(self, node: Node) -> int:
         return self.gumbel.root_width if node is self.tree.root else self.gumbel.expansion_width

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, PolicyError, suggest
-from llm_mcts.search.budget import Limits, SearchConfig, limited
+from llm_mcts.search.budget import Limits, SearchConfig, check_counts, limited
 from llm_mcts.search.evaluation import (
     Agreement,
     completions,
@@ -72,7 +72,7 @@ class MCTSConfig(SearchConfig):
     expand_visits: int = 1
     """Visits after which a leaf is expanded, at least 1. AlphaGo: 40; each visit of an LM step is worth its expansion."""
     prior_temperature: float = 1.0
-    """Temperature of the softmax over the siblings' log-probabilities per token, above 0. AlphaGo: 0.67."""
+    """Temperature of the softmax over the siblings' log-probabilities per token, at least 0.01. AlphaGo: 0.67."""
     root_noise: float = 0.0
     """Share of Dirichlet noise in the root's priors, in [0, 1]. AlphaZero: 0.25. Only for fixed expansion."""
     root_noise_alpha: float = 0.3
@@ -108,24 +108,32 @@ class MCTSConfig(SearchConfig):
         self._check_ranges()
         if not self.revisit and self.answer == "visits":
             raise ConfigError("mcts.revisit is false with answer visits, which counts them; set answer to vote, best or q")
-        if self.rollout_weight > 0 and self.rollouts == 0 and self.leaf_value == "mix":
-            raise ConfigError("mcts.rollouts is 0 while rollout_weight is above 0; set rollout_weight to 0 or rollouts to 1")
+        if not self.revisit and (self.widening.kind != "fixed" or self.expand_visits != 1):
+            raise ConfigError(
+                f"mcts.revisit is false with {self.widening.kind} widening and expand_visits {self.expand_visits}; "
+                "expected fixed and 1, or revisit true"
+            )
+        if self.rollouts == 0 and (self.rollout_weight > 0 or self.leaf_value == "quality"):
+            needs = "rollout_weight is above 0" if self.leaf_value == "mix" else "leaf_value quality counts steps on one"
+            raise ConfigError(
+                f"mcts.rollouts is 0 while {needs}; set rollouts to 1, or rollout_weight to 0 and leaf_value to mix"
+            )
         if self.root_noise > 0 and self.widening.kind != "fixed":
             raise ConfigError(f"mcts.root_noise is {self.root_noise} with {self.widening.kind} widening; expected 0, or fixed")
 
     def _check_ranges(self) -> None:
-        for name in ("num_simulations", "expansion_width", "expand_visits", "max_depth", "num_parallel"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"mcts.{name} is {getattr(self, name)}; expected at least 1")
+        check_counts("mcts", self, ("num_simulations", "expansion_width", "expand_visits", "max_depth", "num_parallel"))
+        if not isinstance(self.rollouts, int):
+            raise ConfigError(f"mcts.rollouts is {self.rollouts}; expected a whole number")
         for name in ("c_puct", "rollouts", "virtual_loss"):
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"mcts.{name} is {getattr(self, name)}; expected a finite number, at least 0")
         for name in ("first_play", "rollout_weight", "root_noise"):
             if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise ConfigError(f"mcts.{name} is {getattr(self, name)}; expected within [0, 1]")
-        for name, least in (("prior_temperature", 0.0), ("root_noise_alpha", 0.01)):
-            if not least <= getattr(self, name) < inf or getattr(self, name) == 0:
-                raise ConfigError(f"mcts.{name} is {getattr(self, name)}; expected above {least}")
+        for name in ("prior_temperature", "root_noise_alpha"):
+            if not 0.01 <= getattr(self, name) < inf:
+                raise ConfigError(f"mcts.{name} is {getattr(self, name)}; expected at least 0.01")
 
 
 async def mcts(
@@ -139,12 +147,13 @@ async def mcts(
         CriticError: the critic broke its contract.
     """
     search = TreeSearch(Tree.of(question, tree), policy, critic, config, seed)
+    size = search.tree.size
     with limited(config, search.tree.usage) as limits:
         await search.evaluate_root()
         while not search.finished(limits):
             await search.simulate([search.tree.root] * config.num_parallel)
         result = await search.result()
-    limits.check_counted()
+    limits.check_counted(search.tree.size > size)
     return result
 
 
@@ -186,9 +195,13 @@ class TreeSearch:
 
     async def evaluate_root(self) -> None:
         """Give a new tree's root its value: one visit that counts as no simulation."""
-        if not self.tree.root.visit_count:
-            await self.simulate([self.tree.root])
-            self.done = 0
+        root = self.tree.root
+        if root.value is None:
+            await self._evaluate([root])
+            self._backup(root)
+            self.done = root.visit_count - 1
+        if self.config.root_noise and root.children:  # a subtree's root has no noise of its own yet
+            self._set_priors(root)
 
     async def simulate(self, starts: Sequence[Node]) -> None:
         """Run a wave of simulations together, one from each start: selection, expansion, evaluation, backup.
@@ -198,17 +211,18 @@ class TreeSearch:
         self._growing.clear()
         leaves = [self._enter(start) for start in starts]
         growing = [leaf for leaf in _distinct(leaves) if self._grows(leaf)]
-        before = [(node, len(node.children), node.asked) for node in growing]
+        before = [(node, [child.prior for child in node.children], node.asked) for node in growing]
         try:
             if growing:
                 await gather_all([self._grow(node) for node in growing])
-                leaves = self._descend_further(leaves, {node: node.children[count:] for node, count, _ in before})
+                leaves = self._descend_further(leaves, {node: node.children[len(old) :] for node, old, _ in before})
             new = [leaf for leaf in _distinct(leaves) if leaf.value is None]
             if new:
                 await self._evaluate(new)
         except BaseException:
-            for node, count, asked in before:
-                del node.children[count:]
+            for node, old, asked in before:
+                del node.children[len(old) :]
+                set_priors(node, old)
                 node.asked = asked
             raise
         finally:
@@ -305,7 +319,10 @@ class TreeSearch:
 
     async def _propose(self, node: Node, n: int, draw: int) -> Sequence[Step]:
         seed = derive_seed(self.seed, self.tree.question, self.tree.place(node), "expand", draw)
-        return await self.policy.propose(self.tree.state(node), n, seed)
+        steps = await self.policy.propose(self.tree.state(node), n, seed)
+        if len(steps) > n:
+            raise PolicyError(f"policy proposed {len(steps)} steps of question {self.tree.question!r}; expected at most {n}")
+        return steps
 
     def _set_priors(self, node: Node) -> None:
         """The children's priors, with AlphaZero's noise at the root."""
@@ -395,10 +412,10 @@ class TreeSearch:
 
     def _settled(self, left: int) -> bool:
         """Whether `left` more simulations cannot change the answer."""
-        if self.config.answer == "q":
+        if self.config.answer == "q" or self.config.answer == "best":
             return False
         if self.config.answer == "visits":
-            return _leads_throughout(self.tree.root, left)
+            return not self.widens and _leads_throughout(self.tree.root, left)
         most = left * max(1, self.config.rollouts)
         return settled(tree_traces(self.tree, scored=self.judged), self.config.answer, most)
 

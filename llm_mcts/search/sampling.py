@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_mcts.errors import ConfigError
-from llm_mcts.search.budget import SearchConfig, limited
+from llm_mcts.search.budget import SearchConfig, check_counts, limited
 from llm_mcts.search.evaluation import completions, critic_scores
 from llm_mcts.search.voting import Choice, check_choice, choose, settled
 from llm_mcts.seeding import derive_seed
@@ -52,9 +52,7 @@ class BestOfNConfig(SearchConfig):
 
 
 def _check_samples(search: str, config: SelfConsistencyConfig | BestOfNConfig) -> None:
-    for name in ("num_samples", "num_parallel"):
-        if (n := getattr(config, name)) < 1:
-            raise ConfigError(f"{search}.{name} is {n}; expected at least 1")
+    check_counts(search, config, ("num_samples", "num_parallel"))
 
 
 async def greedy(
@@ -82,7 +80,7 @@ async def best_of_n(
 ) -> SearchResult:
     """The solution, of `num_samples`, that the critic likes best, or the answer it votes for.
 
-    The samples are those of `self_consistency` with the same seed.
+    The samples are those of `self_consistency` with the same seed and `num_parallel`.
 
     Raises:
         ConfigError: there is no critic.
@@ -112,6 +110,7 @@ async def _sample(
             scores = await critic_scores(critic, states) if critic else [None] * len(states)
             traces += [Trace(state, score) for state, score in zip(states, scores, strict=True)]
             left -= len(states)
+            # A best score can be equalled but not passed above 1, and the first of equals is chosen.
             if limits.reached() or (config.early_stop and settled(traces, choice, left)):
                 break
     limits.check_counted()

@@ -64,10 +64,11 @@ def alphago(node: Node, c: float, virtual_loss: float, first_play: float | None 
 
     With no child visited all exploration terms are 0; the prior then decides, as it does for the smallest positive sum.
     """
-    total = node.visit_count - 1 + virtual_loss * node.in_flight
+    total = sum(child.visit_count + virtual_loss * child.in_flight for child in node.children)
     if total <= 0:
         return max(node.open, key=lambda child: child.prior)
-    return puct(node, c * sqrt(total / (total + 1)), virtual_loss, first_play)  # puct has the sum + 1 under its root
+    # puct has the parent's own count under its root.
+    return puct(node, c * sqrt(total / (node.visit_count + virtual_loss * node.in_flight)), virtual_loss, first_play)
 
 
 def alphazero(node: Node, c: float, virtual_loss: float, first_play: float | None = None) -> Node:
@@ -83,11 +84,11 @@ RULES: dict[str, Rule] = {"uct": uct, "puct": puct, "alphago": alphago, "alphaze
 
 
 def siblings_span(node: Node) -> float:
-    """Span of the values of a node and its visited children (mctx: parent and siblings); 1 where there is none.
+    """Span of the mean values of a node and its visited children (mctx: parent and siblings); 1 where there is none.
 
     MuZero's other normalisation, over the whole tree, is `Tree.value_range`.
     """
     values = [child.value_sum / child.visit_count for child in node.children if child.visit_count]
-    if node.value is not None:
-        values.append(node.value)
+    if node.visit_count:
+        values.append(node.q_value)
     return (max(values) - min(values) if values else 0.0) or 1.0

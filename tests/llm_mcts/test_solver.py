@@ -61,7 +61,7 @@ def test_a_smaller_model_writes_the_roll_outs(tiny_model: Path) -> None:
     fast.generate = counted
     result = one.solve("Mia has 3 boxes with 4 shells each. How many shells does Mia have now?")
     assert result.tree is not None
-    assert len(asked) == len(result.tree.rollouts) == sum(node.value is not None for node in result.tree.nodes())
+    assert len(asked) == len(result.tree.rollouts) == sum(n.value is not None and not n.terminal for n in result.tree.nodes())
 
 
 def test_a_roll_out_model_that_does_not_exist_is_an_error(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from llm_mcts.errors import ConfigError, DataError, PolicyError
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.search import SEARCHES
+from llm_mcts.search.expansion import WideningConfig
 from llm_mcts.search.mcts import MCTSConfig, mcts
 from llm_mcts.store import load_tree, save_tree
 from llm_mcts.tree import Tree
@@ -252,6 +253,93 @@ def test_a_failed_search_leaves_a_whole_tree(name: str, failing: str) -> None:
             check_idle(tree)
             check_value_sums(tree)
         assert summary(search(name, tree)) == summary(search(name))
+
+
+def test_priors_come_back_when_a_wave_fails() -> None:
+    # New siblings renormalise the priors of those that were there; a wave that fails must give them back.
+    config = MCTSConfig(
+        num_simulations=40,
+        num_parallel=8,
+        c_puct=1.0,
+        rollouts=0,
+        rollout_weight=0.0,
+        widening=WideningConfig(kind="progressive", alpha=0.7),
+    )
+    for seed in range(4):
+        whole = summary(run(mcts(QUESTION, scripted(noise_script(4, 4))[0], NoiseCritic(), config, seed)))
+        for at in range(1, 9):
+            calls = iter(range(10**6))
+
+            class Failing(NoiseCritic):
+                async def score(self, states: Sequence[State], calls: Any = calls, at: int = at) -> list[float]:
+                    if next(calls) == at:
+                        raise ConnectionError("gone")
+                    return await super().score(states)
+
+            tree, policy = Tree(QUESTION), scripted(noise_script(4, 4))[0]
+            try:
+                run(mcts(QUESTION, policy, Failing(), config, seed, tree))
+            except ConnectionError:
+                check_priors(tree)
+            assert summary(run(mcts(QUESTION, policy, NoiseCritic(), config, seed, tree))) == whole
+
+
+def test_a_beams_tree_is_searched_on_by_mcts_but_not_the_other_way_round() -> None:
+    tree = search("beam").tree
+    assert tree is not None
+    result = search("mcts", tree)
+    assert result.tree is tree
+    assert tree.root.value is not None
+    with pytest.raises(DataError, match="steps without a value"):
+        search("beam", search("mcts").tree)
+
+
+@pytest.mark.parametrize("name", ["beam", "dvts"])
+def test_what_a_tree_holds_is_free_also_at_the_limit(name: str) -> None:
+    for seed in range(5):
+        whole = search(name, seed=seed)
+        assert whole.tree is not None
+        spent = whole.tree.usage.lm_calls
+        again = search(name, whole.tree, seed, max_lm_calls=spent)
+        assert summary(again) == summary(whole)
+        assert whole.tree.usage.lm_calls == spent
+
+
+@pytest.mark.parametrize("name", ["beam", "dvts", "mcts"])
+def test_the_greatest_depth_counts_from_the_question(name: str) -> None:
+    tree = search(name).tree
+    assert tree is not None
+    step = next(node for node in tree.nodes() if node.depth == 2 and not node.terminal and node.visit_count)
+    part = search(name, tree.subtree(step), max_depth=3, answer="vote").tree
+    assert part is not None
+    assert max(node.depth for node in part.nodes() if node.value is not None) <= max(3, *(n.depth for n in tree.nodes()))
+    fresh = Tree(QUESTION, tuple(n.step for n in step.path()[1:]), step.key())
+    grown = search(name, fresh, max_depth=3, answer="vote").tree
+    assert grown is not None
+    assert max(node.depth for node in grown.nodes()) == 3
+
+
+def test_a_subtrees_root_gets_noise_of_its_own() -> None:
+    tree = search("alphazero").tree
+    assert tree is not None
+    step = max((n for n in tree.root.children if n.children), key=lambda n: n.visit_count)
+    part = tree.subtree(step)
+    before = [child.prior for child in part.root.children]
+    once = search("alphazero", part)
+    after = [child.prior for child in part.root.children]
+    assert after != before
+    assert sum(after) == pytest.approx(1.0)
+    search("alphazero", once.tree, num_simulations=60)
+    assert [child.prior for child in part.root.children] == after  # the same noise, however often it is searched on
+
+
+def test_a_finished_solution_needs_no_policy_and_no_count() -> None:
+    tree = search("mcts").tree
+    assert tree is not None
+    end = next(node for node in tree.nodes() if node.terminal and node.visit_count)
+    assert search("mcts", tree.subtree(end), max_tokens=1000).state == tree.state(end)
+    again = Tree.from_dict(tree.to_dict())
+    assert search("mcts", again, max_tokens=10**9).answer == search("mcts").answer
 
 
 # Properties of every tree.

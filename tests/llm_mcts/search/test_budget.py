@@ -1,6 +1,7 @@
 """Budgets and early stop, for every search alike."""
 
 import asyncio
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from search_cases import QUESTION, ListedPolicy, NoiseCritic, noise_script, run,
 
 from llm_mcts.errors import ConfigError, PolicyError
 from llm_mcts.search import SEARCHES
+from llm_mcts.search.beam import DVTSConfig, dvts
 from llm_mcts.search.budget import Limits, SearchConfig
 from llm_mcts.search.mcts import MCTSConfig, mcts
 from llm_mcts.search.sampling import BestOfNConfig, SelfConsistencyConfig, best_of_n, self_consistency
@@ -31,7 +33,8 @@ LARGE: dict[str, tuple[dict[str, Any], int, int]] = {
     "alphazero": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 2, 2 * 4),
     # up to 6 draws of one step, 4 roll-outs
     "alphallm": ({"num_simulations": 500, "num_parallel": 2}, 2 * 7, 2 * (6 + 20)),
-    "gumbel": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 16, 8 * (4 + 5)),
+    # a round: up to 8 simulations
+    "gumbel": ({"num_simulations": 500, "expansion_width": 4}, 16, 8 * (4 + 5)),
     "rest_mcts": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 4, 2 * (4 + 5)),
 }
 
@@ -206,6 +209,44 @@ def test_early_stop_changes_no_answer(name: str) -> None:
         whole = run(search(QUESTION, policy, NoiseCritic(), config, seed))
         early = run(search(QUESTION, policy, NoiseCritic(), replace(config, early_stop=True), seed))
         assert whole.answer == early.answer
+
+
+class CoarseCritic:
+    """Scores 0, 0.5 or 1, so that ties and perfect scores are common."""
+
+    async def score(self, states: Sequence[State]) -> list[float]:
+        return [random.Random(state.text).choice([0.0, 0.5, 1.0]) for state in states]
+
+
+@pytest.mark.parametrize("answer", ["visits", "q", "best", "majority", "vote"])
+@pytest.mark.parametrize("name", [name for name in tree_cases() if name not in ("rest_mcts", "alphazero")])
+def test_early_stop_changes_no_answer_among_ties(name: str, answer: Any) -> None:
+    search, config = tree_cases()[name]
+    planned = name in ("beam", "dvts", "gumbel")
+    if (planned or not config.revisit) and answer in ("visits", "q"):
+        answer = "best"
+    for seed in range(12):
+        policy, _ = scripted(noise_script(width=3))
+        changed = replace(config, answer=answer)
+        whole = run(search(QUESTION, policy, CoarseCritic(), changed, seed))
+        early = run(search(QUESTION, policy, CoarseCritic(), replace(changed, early_stop=True), seed))
+        assert whole.answer == early.answer
+
+
+def test_dvts_stops_when_its_finished_paths_outvote_the_others() -> None:
+    # Three subtrees; two end at once in answer 1, the third goes on. Two votes to one at most: settled after the first depth.
+    class Turns(ListedPolicy):
+        async def propose(self, state: State, n: int, seed: int) -> list[Step]:
+            self.proposed.append(state.text)
+            if not state.steps and len(self.proposed) < 3:
+                return [Step(f"#### 1 ({len(self.proposed)})", -1.0, 1, True, "1")]
+            return [Step(f"step {len(self.proposed)}", -1.0)]
+
+    config = DVTSConfig(num_candidates=3, subtree_width=1, max_depth=6, answer="majority")
+    for early, proposals in ((False, 8), (True, 3)):
+        policy = Turns({})
+        result = run(dvts(QUESTION, policy, NoiseCritic(), replace(config, early_stop=early), 0))
+        assert (result.answer, len(policy.proposed)) == ("1", proposals)
 
 
 def test_a_slow_policy_is_stopped_by_the_clock() -> None:

@@ -7,7 +7,7 @@ import pytest
 from search_cases import ListedPolicy, TableCritic, run, solution
 
 from llm_mcts.errors import ConfigError, CriticError
-from llm_mcts.search.evaluation import Agreement, critic_scores, evaluate_leaves, tree_traces
+from llm_mcts.search.evaluation import Agreement, critic_scores, evaluate_leaves, evaluate_quality, tree_traces
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Critic, State, Step
 
@@ -187,3 +187,32 @@ def test_a_finished_solution_is_not_completed() -> None:
     tree.expand(tree.root, [Step("#### 9", terminal=True, answer="9")], [1.0])
     run(evaluate_leaves(tree, tree.root.children, policy, TableCritic(SCORES), 3, 1.0, 0))
     assert policy.rolled_out == []
+
+
+def test_a_completion_begins_with_what_it_completes() -> None:
+    from llm_mcts.errors import PolicyError
+
+    class FromScratch(EndsPolicy):
+        async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
+            return [solution(answer="1", question=state.question)] * n
+
+    with pytest.raises(PolicyError, match="does not begin with the steps"):
+        evaluated(TableCritic(SCORES), FromScratch(), 0.5)
+
+
+def test_scores_may_be_of_any_real_type() -> None:
+    import numpy as np
+
+    class Numpy:
+        async def score(self, states: Sequence[State]) -> list[float]:
+            return np.array([0.25, 0.75], dtype=np.float32)  # type: ignore[return-value]
+
+    assert run(critic_scores(Numpy(), TWO)) == [0.25, 0.75]
+
+
+def test_a_step_quality_of_a_solution_without_an_answer_is_0() -> None:
+    tree = Tree("q")
+    tree.root.value = 1.0
+    tree.expand(tree.root, [Step("dead end", terminal=True)], [1.0])
+    run(evaluate_quality(tree, tree.root.children, EndsPolicy("1"), TableCritic({}), 1, 0))
+    assert tree.root.children[0].value == 0.0

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from math import nan
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_cases import run
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.errors import ConfigError, PolicyError
 from llm_mcts.search.expansion import (
     MergeConfig,
     WideningConfig,
@@ -18,6 +18,7 @@ from llm_mcts.search.expansion import (
     edit_distance,
     importance_width,
     mean_importance,
+    priors,
     progressive_width,
     value_importance,
     with_dirichlet_noise,
@@ -200,6 +201,31 @@ def test_after_the_last_draw_there_are_fewer() -> None:
     found = run(distinct_steps(draws, [Step("b0")], 3, range(2), same_first_letter))
     assert [step.text for step in found] == ["a1"]
     assert draws.asked == [(3, 0), (2, 1)]
+
+
+def test_different_answers_are_never_the_same_step() -> None:
+    async def proposes(n: int, draw: int) -> list[Step]:
+        return [Step("#### 12", terminal=True, answer="12"), Step("#### 15", terminal=True, answer="15"), Step("#!")][:n]
+
+    found = run(distinct_steps(proposes, [], 3, range(1), same_first_letter))
+    assert [step.text for step in found] == ["#### 12", "#### 15", "#!"]
+
+
+def test_the_first_likeness_is_enough() -> None:
+    compared: list[str] = []
+
+    async def always(a: Step, b: Step) -> bool:
+        compared.append(b.text)
+        return True
+
+    assert run(distinct_steps(Draws("x y"), [Step("a"), Step("b")], 2, range(1), always)) == []
+    assert compared == ["a", "a"]
+
+
+def test_a_log_probability_that_is_no_number_is_an_error() -> None:
+    for logprob in (-inf, nan):
+        with pytest.raises(PolicyError, match="log-probability"):
+            priors([Step("a", -1.0), Step("b", logprob)], 1.0)
 
 
 def test_equal_texts_merge_without_any_rule() -> None:

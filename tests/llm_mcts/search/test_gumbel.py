@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted, summary
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.search.gumbel import (
     GumbelConfig,
     completed_sigma,
@@ -20,8 +20,8 @@ from llm_mcts.search.gumbel import (
     sequential_halving,
 )
 from llm_mcts.seeding import derive_seed
-from llm_mcts.tree import Node
-from llm_mcts.types import Critic, Policy, SearchResult, Step
+from llm_mcts.tree import Node, Tree
+from llm_mcts.types import Critic, Policy, SearchResult, State, Step
 
 
 def node_with(value: float, children: Sequence[tuple[float, int, float]]) -> Node:
@@ -131,14 +131,52 @@ def test_values_decide_where_they_differ_enough() -> None:
         assert result.steps[0] == "c"
 
 
-def test_the_tree_does_not_depend_on_how_many_simulate_at_once() -> None:
-    for seed in range(5):
-        results = []
-        for num_parallel in (1, 3, 8):
-            policy, _ = scripted(noise_script(width=5))
-            config = GumbelConfig(num_simulations=20, num_parallel=num_parallel, rollouts=0, rollout_weight=0.0)
-            results.append(summary(search(config, policy, NoiseCritic(), seed)))
-        assert results[0] == results[1] == results[2]
+def test_a_tree_that_the_plan_did_not_grow_is_refused() -> None:
+    policy, _ = scripted(noise_script(width=5))
+    config = GumbelConfig(num_simulations=20)
+    grown = search(config, policy, NoiseCritic()).tree
+    assert grown is not None
+    with pytest.raises(DataError, match="no stage of this plan"):
+        run(gumbel(QUESTION, policy, NoiseCritic(), replace(config, num_simulations=64), 0, grown))
+    step = max(grown.root.children, key=lambda child: child.visit_count)
+    with pytest.raises(DataError, match="no stage of this plan"):
+        run(gumbel(QUESTION, policy, NoiseCritic(), config, 0, grown.subtree(step)))
+
+
+def test_a_round_that_fails_is_taken_back_whole() -> None:
+    class Failing(NoiseCritic):
+        def __init__(self, at: int) -> None:
+            self.calls, self.at = 0, at
+
+        async def score(self, states: Sequence[State]) -> list[float]:
+            self.calls += 1
+            if self.calls == self.at:
+                raise ConnectionError("gone")
+            return await super().score(states)
+
+    config = GumbelConfig(num_simulations=16, num_considered=8)
+    whole = summary(search(config, scripted(noise_script(width=6))[0], NoiseCritic()))
+    for at in range(1, 6):
+        tree = Tree(QUESTION)
+        policy, _ = scripted(noise_script(width=6))
+        with pytest.raises(ConnectionError):
+            run(gumbel(QUESTION, policy, Failing(at), config, 0, tree))
+        assert summary(run(gumbel(QUESTION, policy, NoiseCritic(), config, 0, tree))) == whole
+
+
+def test_the_greatest_depth_holds_at_the_root() -> None:
+    policy, _ = scripted(noise_script(width=4, depth=5))
+    below = Tree(QUESTION, (Step("step 0a"),), "0")
+    run(gumbel(QUESTION, policy, NoiseCritic(), GumbelConfig(num_simulations=4, max_depth=1), 0, below))
+    assert not below.root.children
+    run(gumbel(QUESTION, policy, NoiseCritic(), GumbelConfig(num_simulations=4, max_depth=2), 0, below))
+    assert {node.depth for node in below.nodes()} == {1, 2}
+
+
+def test_a_step_of_nearly_no_probability_is_no_error() -> None:
+    steps = {"": [Step("a", -1.0), Step("b", -2000.0)], "a": [Step("c", -1.0), Step("d", -3000.0)], "b": [Step("e", -1.0)]}
+    result = search(replace(ONE, num_simulations=2, num_considered=2), ListedPolicy(steps, "1"), TableCritic({}, default=0.5))
+    assert result.answer == "1"
 
 
 def test_visits_follow_the_plan() -> None:

@@ -34,6 +34,7 @@ from search_cases import (
 from llm_mcts.engines.base import Request
 from llm_mcts.errors import ConfigError, PolicyError
 from llm_mcts.runner import run_questions
+from llm_mcts.search.expansion import WideningConfig
 from llm_mcts.search.mcts import MCTSConfig, backup, mcts
 from llm_mcts.search.selection import puct, uct
 from llm_mcts.tree import Node, Tree
@@ -272,6 +273,13 @@ def test_the_chosen_solution_is_among_those_seen() -> None:
 def test_invalid_settings_are_named(values: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         MCTSConfig(**values)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, 0])
+@pytest.mark.parametrize("name", ["num_simulations", "expand_visits", "max_depth", "num_parallel", "expansion_width"])
+def test_counts_are_whole_numbers(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"mcts.{name} is {value}"):
+        MCTSConfig(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -611,6 +619,12 @@ def test_until_a_solution_is_met_again_revisits_change_nothing() -> None:
 def test_revisits_cannot_be_left_out_where_visits_choose() -> None:
     with pytest.raises(ConfigError, match=r"revisit.*visits"):
         MCTSConfig(revisit=False, answer="visits")
+
+
+@pytest.mark.parametrize("values", [{"widening": WideningConfig(kind="progressive")}, {"expand_visits": 2}])
+def test_revisits_cannot_be_left_out_where_nodes_grow_later(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="revisit is false"):
+        MCTSConfig(revisit=False, **values)
 
 
 def test_a_depth_limit_ends_what_there_is_to_see() -> None:

@@ -124,6 +124,14 @@ def check_alphago_first_choice_follows_the_prior(rule: Rule) -> None:
     assert winner(rule, parent(1, 0.3, [(0, 0.0, 0.2), (0, 0.0, 0.5), (0, 0.0, 0.3)]), 5.0) == "B"
 
 
+def check_alphago_counts_the_children_alone(rule: Rule) -> None:
+    # One child visit of 40 at the node (it was visited 39 times before its expansion): sqrt(1) = 1.
+    # A 1.0/1 + 1*0.55/2 c = 1 + 0.275 c; B 0.5 + 0.45 c: equal at c = 0.5 / 0.175 = 2.857. (With the parent's 39: 0.457.)
+    node = parent(40, 20.0, [(1, 1.0, 0.55), (0, 0.0, 0.45)])
+    assert rule(node, 2.8, 0.0, 0.5).step.text == "A"
+    assert rule(node, 2.9, 0.0, 0.5).step.text == "B"
+
+
 def check_alphago_first_play(rule: Rule) -> None:
     # Unvisited B at 0 of [-1, 1], 0.5 of [0, 1]. sum N = 3, sqrt(3) = 1.732051: A 0.6 + 1.732051*0.5/4 c = 0.6 + 0.216506 c,
     # B 0.5 + 0.866025 c: equal at 0.1 / 0.649519 = 0.15396. At B worth 0.2 instead: 0.4 / 0.649519 = 0.61584.
@@ -162,7 +170,13 @@ def test_puct(check: Callable[[Rule], None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", [check_alphago_formula, check_alphago_first_choice_follows_the_prior, check_alphago_first_play]
+    "check",
+    [
+        check_alphago_formula,
+        check_alphago_first_choice_follows_the_prior,
+        check_alphago_counts_the_children_alone,
+        check_alphago_first_play,
+    ],
 )
 def test_alphago(check: Callable[[Rule], None]) -> None:
     check(alphago)
@@ -180,14 +194,12 @@ def test_one_rule_is_not_taken_for_another() -> None:
 
 
 def test_the_span_of_parent_and_siblings() -> None:
-    # Values 0.6, 0.7, 0.2 of the visited children and 0.4 of the node itself: 0.7 - 0.2 = 0.5.
+    # Means 0.6, 0.7, 0.2 of the visited children and 5.2/9 = 0.578 of the node itself: 0.7 - 0.2 = 0.5.
     node = parent(9, 5.2, [(4, 2.4, 0.5), (3, 2.1, 0.25), (1, 0.2, 0.15), (0, 0.0, 0.1)])
-    node.value = 0.4
     assert siblings_span(node) == pytest.approx(0.5)
-    node.value = 0.9  # 0.9 - 0.2
+    node.value_sum = 8.1  # its mean 0.9: 0.9 - 0.2
     assert siblings_span(node) == pytest.approx(0.7)
     alone = parent(1, 0.4, [(0, 0.0, 1.0)])
-    alone.value = 0.4
     assert siblings_span(alone) == 1.0  # no span: nothing to divide by
 
 

@@ -133,6 +133,11 @@ def test_rest_mcts_by_hand() -> None:
     assert values == {text: pytest.approx(value) for text, value in expected.items()}
 
 
+def test_quality_needs_a_roll_out_to_count_steps_on() -> None:
+    with pytest.raises(ConfigError, match="rollouts is 0"):
+        RestMCTSConfig(rollouts=0)
+
+
 @pytest.mark.parametrize(("search", "config"), [(alphazero, AlphaZeroConfig()), (alphallm, AlphaLLMConfig())])
 def test_a_critic_is_needed(search: Any, config: MCTSConfig) -> None:
     with pytest.raises(ConfigError, match="no critic"):
