@@ -207,11 +207,6 @@ def prefix_groups(scores: Sequence[Sequence[Sequence[float]]], groups: Sequence[
     return dict(found)
 
 
-def first_error(labels: Sequence[float | None]) -> int | None:
-    """Index of the first step labelled, or scored, below 0.5; None where there is none."""
-    return next((i for i, label in enumerate(labels) if label is not None and label < 0.5), None)
-
-
 def verdict(within: Estimate | None, gain: Estimate, vote_gain: Estimate, n: int) -> str:
     """One plain sentence: does it rank, and does choosing by it beat the majority of the same samples?
 

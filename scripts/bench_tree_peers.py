@@ -30,7 +30,10 @@ def treequest(calls: int) -> Callable[[], int]:
     def search() -> int:
         algorithm = tq.StandardMCTS(samples_per_action=BRANCHING)
         tree = algorithm.init_tree()
-        for _ in range(calls):
+        deadline = time.perf_counter() + LIMIT
+        for done in range(calls):
+            if time.perf_counter() > deadline:
+                return done
             tree = algorithm.step(tree, {"step": generate}, inplace=True)
         return calls
 
@@ -174,7 +177,8 @@ def llm_reasoners(calls: int) -> Callable[[], int]:
                 done = next(counter)
                 return draw.random(), {}
 
-        search = MCTS(depth_limit=DEPTH)
+        # Mean rewards and exploration above its default, or it soon goes down one path only and evaluates nothing new.
+        search = MCTS(depth_limit=DEPTH, w_exp=4.0, cum_reward=lambda rewards: sum(rewards) / len(rewards))
         search.world_model, search.search_config, search.n_iters = World(), Config(), 0
         search.search()
         deadline = time.perf_counter() + LIMIT
@@ -185,7 +189,7 @@ def llm_reasoners(calls: int) -> Callable[[], int]:
     return search
 
 
-LIMIT = 30.0
+LIMIT = 5.0
 """Seconds after which a search that can be stopped is; its figure is then that of the calls it made."""
 
 PEERS = {"treequest": treequest, "mctx": mctx, "open_spiel": open_spiel, "llm-reasoners": llm_reasoners}

@@ -57,6 +57,11 @@ class StepRow:
     steps: tuple[str, ...]
     labels: tuple[float | None, ...]
 
+    @property
+    def first_wrong(self) -> int | None:
+        """Index of the first step labelled below 0.5; None where there is none."""
+        return next((i for i, label in enumerate(self.labels) if label is not None and label < 0.5), None)
+
 
 def row_from_dict(data: dict[str, Any]) -> SolutionRow | StepRow:
     """Read a row back from JSON.

@@ -17,7 +17,6 @@ from critics.diagnostics import (
     best_of,
     brier,
     calibration_error,
-    first_error,
     mean_over,
     prefix_groups,
     reliability,
@@ -149,12 +148,6 @@ def test_prefixes_carry_the_outcome_of_their_solution() -> None:
         1: [[(0.6, True), (0.3, False)]],
         2: [[(0.7, True)]],
     }
-
-
-def test_first_error() -> None:
-    assert first_error([1.0, 0.5, 0.2, 0.0]) == 2
-    assert first_error([1.0, None, 0.4]) == 2
-    assert first_error([1.0, 0.9]) is None
 
 
 def test_mean_over_questions() -> None:
