@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from critics.diagnose import DiagnoseConfig
 from llm_mcts.config import load_config
 from llm_mcts.evaluate import EvaluateConfig
 from llm_mcts.search import SEARCHES
@@ -40,6 +41,11 @@ def test_alphallms_preset_is_the_searchs_default() -> None:
 @pytest.mark.parametrize("path", sorted((CONFIGS / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_evaluation_loads(path: Path) -> None:
     load_config(EvaluateConfig, path)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "diagnose").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_diagnosis_loads(path: Path) -> None:
+    load_config(DiagnoseConfig, path)
 
 
 def test_the_comparison_of_all_searches_holds_all_searches() -> None:
