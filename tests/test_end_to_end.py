@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from critics.diagnose import DiagnoseConfig
 from llm_mcts.config import load_config
 from llm_mcts.evaluate import EvaluateConfig
 from llm_mcts.solver import Solver, SolverConfig
@@ -144,6 +145,7 @@ CLASSES = {
     "search": SolverConfig,
     "train": TrainJob,
     "evaluate": EvaluateConfig,
+    "diagnose": DiagnoseConfig,
     "self_improve": SelfImproveConfig,
     "configs": SelfImproveConfig,
 }

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from critics.diagnose import DiagnoseConfig
 from llm_mcts.config import load_config
 from llm_mcts.evaluate import EvaluateConfig
 from llm_mcts.search import SEARCHES
@@ -36,16 +35,6 @@ def test_alphallms_preset_is_the_searchs_default() -> None:
     _, config = build_search(load_config(SolverConfig, CONFIGS / "search" / "alphallm.yaml").search)
     assert config.rollout_weight == pytest.approx(1 / 3, abs=1e-4)
     assert config == AlphaLLMConfig(num_simulations=50, rollout_weight=0.3333)
-
-
-@pytest.mark.parametrize("path", sorted((CONFIGS / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_an_evaluation_loads(path: Path) -> None:
-    load_config(EvaluateConfig, path)
-
-
-@pytest.mark.parametrize("path", sorted((CONFIGS / "diagnose").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_diagnosis_loads(path: Path) -> None:
-    load_config(DiagnoseConfig, path)
 
 
 def test_the_comparison_of_all_searches_holds_all_searches() -> None:
