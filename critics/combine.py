@@ -1,17 +1,23 @@
-"""Several critics as one: AlphaLLM's weighted sum, normalised to stay in [0, 1].
+"""Several critics as one: AlphaLLM's weighted sum, normalised to stay in [0, 1], and a sum that is learned.
 
     unfinished:  s = (b_value v + b_prm PRM) / (b_value + b_prm)
     finished:    s = ORM, or where there is none the same sum
+    learned:     s = sigmoid(b + sum of w_i logit(s_i)), fitted to outcomes on held-out questions; in the ORM's place
 
 AlphaLLM's third term, the ORM's judgement of roll-outs, is the search's roll-out weight.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import exp, isfinite, log
+from pathlib import Path
 from typing import Literal
 
+import torch
+
 from llm_mcts.concurrency import gather_all
-from llm_mcts.errors import ConfigError
+from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.search.evaluation import critic_scores
 from llm_mcts.types import Critic, State
 
@@ -64,6 +70,104 @@ class WeightedCritic:
         scores = await gather_all([_weighted(self._judges[name], group) for name, group in groups.items()])
         left = {name: iter(found) for name, found in zip(groups, scores, strict=True)}
         return [next(left[stage]) for stage in stages]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Weights of a learned sum of critics."""
+
+    weights: dict[str, float]
+    """Critic -> weight of its logit: value, prm, orm or likelihood."""
+    bias: float
+    prm_aggregate: str = "min"
+    """How the PRM's step scores became one where the weights were fitted."""
+
+    def __call__(self, scores: Mapping[str, float]) -> float:
+        """sigmoid(b + sum of w logit(s)) of the critics' scores."""
+        x = self.bias + sum(weight * logit(scores[name]) for name, weight in self.weights.items())
+        return 1 / (1 + exp(-x)) if x > -700 else 0.0
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Combination":
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigError: the file is missing, or holds no combination.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = cls({str(k): float(v) for k, v in data["weights"].items()}, float(data["bias"]), data["prm_aggregate"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} holds no combination of critics ({error}); expected what diagnose --fit wrote"
+            ) from error
+        if strange := set(found.weights) - set(COMBINABLE) or {n for n, w in found.weights.items() if not isfinite(w)}:
+            raise ConfigError(f"{path} weighs {', '.join(sorted(strange))}; expected finite weights of {', '.join(COMBINABLE)}")
+        return found
+
+
+COMBINABLE = ("value", "prm", "orm", "likelihood")
+"""Critics that a learned sum may have."""
+
+
+def logit(score: float) -> float:
+    """log(p / (1 - p)), p kept 1e-6 away from 0 and 1."""
+    p = min(max(score, 1e-6), 1 - 1e-6)
+    return log(p / (1 - p))
+
+
+def fit_combination(
+    rows: Sequence[Mapping[str, float]], outcomes: Sequence[bool], prm_aggregate: str = "min", ridge: float = 1e-3
+) -> Combination:
+    """Logistic regression of outcomes on the critics' logits (maximum likelihood with a small ridge), by Newton's method.
+
+    Raises:
+        DataError: the outcomes are all alike.
+    """
+    if len(set(outcomes)) < 2:
+        raise DataError("all solutions have the same outcome; expected right and wrong ones to fit a combination to")
+    names = list(rows[0])
+    x = torch.tensor([[logit(row[name]) for name in names] for row in rows], dtype=torch.float64)
+    mean, scale = x.mean(0), x.std(0).clamp_min(1e-9)
+    x = torch.cat([(x - mean) / scale, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
+    y = torch.tensor(outcomes, dtype=torch.float64)
+    penalty = torch.diag(torch.tensor([ridge] * len(names) + [0.0], dtype=torch.float64)) * len(rows)
+    w = torch.zeros(len(names) + 1, dtype=torch.float64)
+    for _ in range(50):
+        p = torch.sigmoid(x @ w)
+        gradient = x.T @ (p - y) + penalty @ w
+        hessian = x.T @ (x * (p * (1 - p)).clamp_min(1e-9)[:, None]) + penalty
+        step = torch.linalg.solve(hessian, gradient)
+        w = w - step
+        if step.abs().max() < 1e-9:
+            break
+    weights = w[:-1] / scale
+    return Combination(dict(zip(names, weights.tolist(), strict=True)), float(w[-1] - weights @ mean), prm_aggregate)
+
+
+class LogisticCritic:
+    """A learned sum of critics, for finished solutions."""
+
+    def __init__(self, critics: Mapping[str, Critic], combination: Combination) -> None:
+        """`critics`: by the names in the combination.
+
+        Raises:
+            ConfigError: a critic that it weighs is not there.
+        """
+        if missing := [name for name in combination.weights if name not in critics]:
+            raise ConfigError(f"the combination weighs {', '.join(missing)}, which is not among the critics; name its folder")
+        self.critics, self.combination = critics, combination
+
+    async def score(self, states: Sequence[State]) -> list[float]:
+        """One score in [0, 1] a state."""
+        names = list(self.combination.weights)
+        columns = await gather_all([critic_scores(self.critics[name], states) for name in names])
+        return [self.combination(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 Stage = Literal["unbegun", "begun", "finished"]

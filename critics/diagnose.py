@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from critics.base import AGGREGATES, ModelCritic
+from critics.combine import Combination, fit_combination
 from critics.diagnostics import (
     Estimate,
     Group,
@@ -25,6 +26,7 @@ from critics.diagnostics import (
     voted,
     within_question_auc,
 )
+from critics.likelihood import LikelihoodCritic
 from critics.modeling import CriticModel
 from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, suggest
 from llm_mcts.evaluate import check_label
@@ -33,7 +35,7 @@ from llm_mcts.runner import run_questions
 from llm_mcts.solver import Solver, SolverConfig
 from llm_mcts.store import Journal, RunDirectory, write_atomically
 from llm_mcts.tasks import TaskConfig
-from llm_mcts.types import SearchResult, State, Step
+from llm_mcts.types import Critic, SearchResult, State, Step
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,17 @@ class Diagnosis:
 
 
 def diagnose(
-    folders: Mapping[str, Path], config: DiagnoseConfig, reporter: Reporter, out: Path | None = None, resume: bool = False
+    folders: Mapping[str, Path],
+    config: DiagnoseConfig,
+    reporter: Reporter,
+    out: Path | None = None,
+    resume: bool = False,
+    fit: Path | None = None,
 ) -> dict[str, Any]:
-    """Judge critic checkpoints by label; with a folder, samples are kept there and a report is written.
+    """Judge critic checkpoints by label, and the policy's own likelihood; with a folder, samples and a report are kept there.
+
+    With `fit`, a learned sum of the critics and the likelihood is written to that file and judged as `combined`: on each half
+    of the questions by the weights fitted on the other half.
 
     Raises:
         ModelError: a folder holds no critic.
@@ -93,25 +103,33 @@ def diagnose(
     for label in folders:
         check_label(label)
     models = {label: CriticModel.from_pretrained(folder) for label, folder in folders.items()}
+    kinds = [model.kind for model in models.values()]
+    if fit and len(set(kinds)) < len(kinds):
+        raise ConfigError(
+            f"two critics of one kind ({', '.join(kinds)}) with --fit; expected at most one value model, PRM and ORM"
+        )
     if out:
         RunDirectory.open(out, {**asdict(config), "critics": {k: str(v) for k, v in folders.items()}}, resume)
     rows = _sample(config, reporter, Journal(out / "samples.jsonl") if out else None)
     states = [[_state(row["question"], s) for s in row["samples"]] for row in rows]
-    diagnoses, scored = {}, {}
+    diagnoses: dict[str, Diagnosis] = {}
+    scored: dict[str, list[list[Sample]]] = {}
     for label, model in models.items():
         critic = ModelCritic(model, config.prm_aggregate)
         prefixes = asyncio.run(_scores(critic, states))
-        groups = [
-            [
-                # A solution that states no answer is worth 0 by definition, as in every search.
-                Sample(critic.aggregate(p[1:]) if s["answer"] is not None else 0.0, s["right"], s["answer"])
-                for p, s in zip(found, row["samples"], strict=True)
-            ]
-            for found, row in zip(prefixes, rows, strict=True)
-        ]
-        diagnoses[label] = judge(model.kind, groups, prefixes)
-        scored[label] = groups
+        scored[label] = _groups(rows, [[critic.aggregate(p[1:]) for p in found] for found in prefixes])
+        diagnoses[label] = judge(model.kind, scored[label], prefixes)
         reporter.say(f"{label}: {diagnoses[label].verdict}")
+    likelihood = LikelihoodCritic(config.solver.engine.model, config.solver.prompt)
+    scored["likelihood"] = _groups(rows, asyncio.run(_every(likelihood, states)))
+    diagnoses["likelihood"] = judge("policy", scored["likelihood"])
+    reporter.say(f"likelihood: {diagnoses['likelihood'].verdict}")
+    if fit:
+        named = {model.kind: scored[label] for label, model in models.items()} | {"likelihood": scored["likelihood"]}
+        _fit(named, list(range(len(rows))), config.prm_aggregate).save(fit)
+        scored["combined"] = _cross_fitted(named, rows, config.prm_aggregate)
+        diagnoses["combined"] = judge("learned sum", scored["combined"])
+        reporter.say(f"combined: {diagnoses['combined'].verdict}; its weights are in {fit}")
     agreements = {f"{a} and {b}": agreement(scored[a], scored[b]) for i, a in enumerate(scored) for b in list(scored)[i + 1 :]}
     report = {
         "questions": len(rows),
@@ -127,8 +145,40 @@ def diagnose(
     return report
 
 
-def judge(kind: str, groups: Sequence[Group], prefixes: Sequence[Sequence[Sequence[float]]]) -> Diagnosis:
-    """All figures of one critic's scores."""
+def _groups(rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) -> list[list[Sample]]:
+    """The samples with their scores. One that states no answer is worth 0 by definition, as in every search."""
+    return [
+        [
+            Sample(score if s["answer"] is not None else 0.0, s["right"], s["answer"])
+            for score, s in zip(found, row["samples"], strict=True)
+        ]
+        for found, row in zip(scores, rows, strict=True)
+    ]
+
+
+def _fit(named: Mapping[str, Sequence[Group]], questions: Sequence[int], prm_aggregate: str) -> Combination:
+    """The learned sum on these questions' answered samples."""
+    first = next(iter(named.values()))
+    places = [(q, i) for q in questions for i, sample in enumerate(first[q]) if sample.answer is not None]
+    scores = [{name: groups[q][i].score for name, groups in named.items()} for q, i in places]
+    return fit_combination(scores, [first[q][i].right for q, i in places], prm_aggregate)
+
+
+def _cross_fitted(
+    named: Mapping[str, Sequence[Group]], rows: Sequence[Mapping[str, Any]], prm_aggregate: str
+) -> list[list[Sample]]:
+    """The learned sum's scores of each half of the questions by the weights of the other half."""
+    halves = [list(range(0, len(rows), 2)), list(range(1, len(rows), 2))]
+    fitted = [_fit(named, halves[1], prm_aggregate), _fit(named, halves[0], prm_aggregate)]
+    scores = [
+        [fitted[q % 2]({name: groups[q][i].score for name, groups in named.items()}) for i in range(len(row["samples"]))]
+        for q, row in enumerate(rows)
+    ]
+    return _groups(rows, scores)
+
+
+def judge(kind: str, groups: Sequence[Group], prefixes: Sequence[Sequence[Sequence[float]]] = ()) -> Diagnosis:
+    """All figures of one critic's scores; of unfinished solutions too where `prefixes` has their scores."""
     everything = [sample for group in groups for sample in group]
     size = min(map(len, groups))
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < size] + [size]
@@ -144,7 +194,7 @@ def judge(kind: str, groups: Sequence[Group], prefixes: Sequence[Sequence[Sequen
     within = within_question_auc(groups)
     gain = mean_over(groups, lambda g: best_of(g, size) - voted(g, size, weighted=False))
     vote_gain = mean_over(groups, lambda g: voted(g, size, weighted=True) - voted(g, size, weighted=False))
-    by_steps = {k: within_question_auc(found) for k, found in prefix_groups(prefixes, groups).items()}
+    by_steps = {k: within_question_auc(found) for k, found in (prefix_groups(prefixes, groups) if prefixes else {}).items()}
     return Diagnosis(
         kind,
         verdict(within, gain, vote_gain, size),
@@ -203,6 +253,10 @@ def _sample(config: DiagnoseConfig, reporter: Reporter, journal: Journal | None)
 def _state(question: str, sample: Mapping[str, Any]) -> State:
     *before, last = sample["steps"]
     return State(question, (*(Step(text) for text in before), Step(last, terminal=True, answer=sample["answer"])))
+
+
+async def _every(critic: Critic, states: Sequence[Sequence[State]]) -> list[list[float]]:
+    return [await critic.score(group) for group in states]
 
 
 async def _scores(critic: ModelCritic, states: Sequence[Sequence[State]]) -> list[list[list[float]]]:

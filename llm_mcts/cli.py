@@ -132,12 +132,13 @@ def diagnose(argv: list[str]) -> None:
     parser = _parser("diagnose", "llm-mcts diagnose runs/first/round_002/checkpoints/orm --task.level hard --out diagnosis")
     parser.add_argument("critics", type=Path, nargs="+", metavar="critic", help="checkpoint folder, one or several")
     parser.add_argument("--out", type=Path, help="folder for the samples, report.md, report.json and reliability.png")
+    parser.add_argument("--fit", type=Path, help="write a learned sum of the critics and the policy's likelihood to this file")
     parser.add_argument("--resume", action="store_true", help="go on with the samples in --out")
     args, config = _parse(parser, DiagnoseConfig, argv)
     folders = {folder.name: folder for folder in args.critics}
     if len(folders) < len(args.critics):
         raise ConfigError("two critic folders have the same name; rename one, for names are the labels of the report")
-    report = run(folders, config, Reporter(quiet=args.json), args.out, args.resume)
+    report = run(folders, config, Reporter(quiet=args.json), args.out, args.resume, args.fit)
     print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
 
 

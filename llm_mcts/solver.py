@@ -36,6 +36,8 @@ class CriticsConfig:
     """Weight of the value model on unfinished solutions, at least 0. AlphaLLM: 1."""
     prm_weight: float = 1.0
     """Weight of the PRM on unfinished solutions, at least 0. AlphaLLM: 1."""
+    finished: str | None = None
+    """File of a learned sum that judges finished solutions in the ORM's place: what `llm-mcts diagnose --fit FILE` wrote."""
     prm_aggregate: str = "last"
     """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
 
@@ -78,11 +80,11 @@ def build_search(search: str | Mapping[str, Any]) -> tuple[str, Any]:
         raise ConfigError(f"search {name}: {error}") from error
 
 
-def load_critics(config: CriticsConfig) -> Critic | None:
-    """The configured critics as one, or None where none is configured."""
-    if not (config.value or config.prm or config.orm):
+def load_critics(config: CriticsConfig, policy: str = EMBEDDED, prompt: PromptConfig | None = None) -> Critic | None:
+    """The configured critics as one, or None where none is configured; `policy` and `prompt` are for its likelihood."""
+    if not (config.value or config.prm or config.orm or config.finished):
         return None
-    from critics import CriticModel, CriticWeights, ModelCritic, WeightedCritic
+    from critics import Combination, CriticModel, CriticWeights, LikelihoodCritic, LogisticCritic, ModelCritic, WeightedCritic
     from llm_mcts.engines.transformers import resolve_device
 
     def load(folder: str | None, kind: Any, aggregate: str = "last") -> ModelCritic | None:
@@ -91,8 +93,17 @@ def load_critics(config: CriticsConfig) -> Critic | None:
         return ModelCritic(CriticModel.from_pretrained(folder, kind).to(resolve_device("auto")), aggregate)
 
     weights = CriticWeights(config.value_weight, config.prm_weight)
-    prm = load(config.prm, "prm", config.prm_aggregate)
-    return WeightedCritic(load(config.value, "value"), prm, load(config.orm, "orm"), weights)
+    value, prm, orm = load(config.value, "value"), load(config.prm, "prm", config.prm_aggregate), load(config.orm, "orm")
+    if config.finished is None:
+        return WeightedCritic(value, prm, orm, weights)
+    learned = Combination.load(config.finished)
+    parts: dict[str, Critic | None] = {"value": value, "orm": orm}
+    if "prm" in learned.weights:
+        parts["prm"] = load(config.prm, "prm", learned.prm_aggregate)
+    if "likelihood" in learned.weights:
+        parts["likelihood"] = LikelihoodCritic(policy, prompt)
+    finished = LogisticCritic({name: critic for name, critic in parts.items() if critic is not None}, learned)
+    return WeightedCritic(value, prm, finished, weights)
 
 
 class Solver:
@@ -108,7 +119,7 @@ class Solver:
         self.engine = engine = engine or self._load(config.engine.model)
         fast = self._policy(self._load(config.rollout_model)) if config.rollout_model else None
         self.policy = self._policy(engine, fast)
-        self.critic = critic if critic is not None else load_critics(config.critics)
+        self.critic = critic if critic is not None else load_critics(config.critics, config.engine.model, config.prompt)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _load(self, model: str) -> Engine:

@@ -56,8 +56,8 @@ def test_diagnosis_of_two_critics(
     assert main(argv) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((out / "report.json").read_text())
-    assert list(report["critics"]) == ["orm", "prm"]
-    assert list(report["agreement"]) == ["orm and prm"]
+    assert list(report["critics"]) == ["orm", "prm", "likelihood"]
+    assert list(report["agreement"]) == ["orm and prm", "orm and likelihood", "prm and likelihood"]
     assert report["questions"] == 6
     for row in report["critics"].values():
         ones, fours = row["by_n"]["1"], row["by_n"]["4"]
