@@ -3,8 +3,9 @@
 The library raises them; only the command line turns them into an exit status (2).
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class LLMMCTSError(Exception):
@@ -28,11 +29,22 @@ class QuestionError(LLMMCTSError):
 
 
 class CriticError(LLMMCTSError):
-    """A critic broke its contract: wrong number of scores, NaN, or a score outside [0, 1]."""
+    """A critic failed or broke its contract: wrong number of scores, NaN, or a score outside [0, 1]."""
 
 
 class PolicyError(LLMMCTSError):
-    """A policy broke its contract, for example by proposing no step."""
+    """A policy failed or broke its contract, for example by proposing no step."""
+
+
+@contextlib.contextmanager
+def blamed(kind: type[LLMMCTSError], who: str, question: str) -> Iterator[None]:
+    """Give a foreign exception raised inside the block a type of ours, and the question it was raised for."""
+    try:
+        yield
+    except LLMMCTSError:
+        raise
+    except Exception as error:
+        raise kind(f"{who} failed on question {question!r}: {type(error).__name__}: {error}") from error
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

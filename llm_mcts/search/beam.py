@@ -14,7 +14,7 @@ from typing import Literal
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, DataError, PolicyError
 from llm_mcts.search.budget import Limits, SearchConfig, check_counts, limited
-from llm_mcts.search.evaluation import critic_scores, tree_traces
+from llm_mcts.search.evaluation import critic_scores, proposals, tree_traces
 from llm_mcts.search.expansion import priors, set_priors
 from llm_mcts.search.mcts import backup
 from llm_mcts.search.voting import Choice, check_choice, choose, settled
@@ -184,11 +184,9 @@ class _StepSearch:
 
     async def _propose(self, node: Node, n: int, draw: int) -> Sequence[Step]:
         seed = derive_seed(self.seed, self.tree.question, self.tree.place(node), "expand", draw)
-        steps = await self.policy.propose(self.tree.state(node), n, seed)
+        steps = await proposals(self.policy, self.tree.state(node), n, seed)
         if not steps:
             raise PolicyError(f"policy proposed no step after '{node.key()}' of question {self.tree.question!r}")
-        if len(steps) > n:
-            raise PolicyError(f"policy proposed {len(steps)} steps of question {self.tree.question!r}; expected at most {n}")
         return steps
 
     def result(self, nodes: Sequence[Node], answer: Choice, limits: Limits) -> SearchResult:

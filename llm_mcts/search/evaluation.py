@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from numbers import Real
 
 from llm_mcts.concurrency import gather_all
-from llm_mcts.errors import ConfigError, CriticError, PolicyError
+from llm_mcts.errors import ConfigError, CriticError, PolicyError, blamed
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
-from llm_mcts.types import Critic, Policy, State, Trace
+from llm_mcts.types import Critic, Policy, State, Step, Trace
 
 
 class Agreement:
@@ -40,13 +40,27 @@ class Agreement:
         return [0.0 if s.answer is None else self._votes[s.answer] / total for s in states]
 
 
+async def proposals(policy: Policy, state: State, n: int, seed: int) -> list[Step]:
+    """Up to `n` next steps of `state` by the policy, held to its contract.
+
+    Raises:
+        PolicyError: the policy fails, or proposes more than `n`; the message names the question.
+    """
+    with blamed(PolicyError, "policy", state.question):
+        steps = list(await policy.propose(state, n, seed))
+    if len(steps) > n:
+        raise PolicyError(f"policy proposed {len(steps)} steps of question {state.question!r}; expected at most {n}")
+    return steps
+
+
 async def completions(policy: Policy, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
     """`n` completions of `state` by the policy, held to its contract.
 
     Raises:
         PolicyError: another number of completions, or an unfinished one; the message names the question.
     """
-    ends = list(await policy.rollout(state, n, seed, temperature))
+    with blamed(PolicyError, "policy", state.question):
+        ends = list(await policy.rollout(state, n, seed, temperature))
     if len(ends) != n:
         raise PolicyError(f"policy returned {len(ends)} completions of question {state.question!r}; expected {n}")
     if any(end.question != state.question or end.steps[: len(state.steps)] != state.steps for end in ends):
@@ -63,8 +77,9 @@ async def critic_scores(critic: Critic, states: Sequence[State]) -> list[float]:
         CriticError: wrong number of scores, NaN, or a score outside [0, 1]; the message names the question.
     """
     asked = [s for s in states if not (s.terminal and s.answer is None)]
-    found = await critic.score(asked) if asked else []
-    scores = [] if found is None else list(found)
+    with blamed(CriticError, "critic", states[0].question if states else ""):
+        found = await critic.score(asked) if asked else []
+        scores = [] if found is None else list(found)
     if len(scores) != len(asked):
         raise CriticError(f"critic returned {len(scores)} scores for {len(asked)} states of question {asked[0].question!r}")
     for state, score in zip(asked, scores, strict=True):

@@ -28,6 +28,7 @@ from llm_mcts.search.evaluation import (
     critic_scores,
     evaluate_leaves,
     evaluate_quality,
+    proposals,
     tree_traces,
 )
 from llm_mcts.search.expansion import (
@@ -319,10 +320,7 @@ class TreeSearch:
 
     async def _propose(self, node: Node, n: int, draw: int) -> Sequence[Step]:
         seed = derive_seed(self.seed, self.tree.question, self.tree.place(node), "expand", draw)
-        steps = await self.policy.propose(self.tree.state(node), n, seed)
-        if len(steps) > n:
-            raise PolicyError(f"policy proposed {len(steps)} steps of question {self.tree.question!r}; expected at most {n}")
-        return steps
+        return await proposals(self.policy, self.tree.state(node), n, seed)
 
     def _set_priors(self, node: Node) -> None:
         """The children's priors, with AlphaZero's noise at the root."""

@@ -188,9 +188,10 @@ def test_a_critic_that_raises_is_never_a_score(name: str) -> None:
     def gone(scores: list[float]) -> list[float]:
         raise failure
 
-    with pytest.raises(OSError, match="the critic is gone") as error:
+    with pytest.raises(CriticError, match="OSError: the critic is gone") as error:
         found(name, critic=BrokenCritic(gone, 0))
-    assert error.value is failure
+    assert error.value.__cause__ is failure
+    assert QUESTION in str(error.value)
 
 
 def test_self_consistency_asks_no_critic() -> None:
@@ -244,9 +245,24 @@ def test_a_policy_that_fails_on_the_way_fails_the_search(name: str) -> None:
     found(name, healthy)
     assert healthy.calls >= 1
     for at in range(healthy.calls):
-        with pytest.raises(ConnectionError, match="the model is gone") as error:
+        with pytest.raises(PolicyError, match="ConnectionError: the model is gone") as error:
             found(name, FailingPolicy(at, failure))
-        assert error.value is failure
+        assert error.value.__cause__ is failure
+        assert QUESTION in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_question_that_fails_is_a_record_and_the_others_go_on(name: str) -> None:
+    problems = [Problem(str(i), f"Question {i}?", "1") for i in range(4)]
+
+    async def solve(question: str) -> SearchResult:
+        policy = FailingPolicy(0, ConnectionError("the model is gone")) if question == "Question 2?" else scripted()[0]
+        return await search(name, policy, NoiseCritic(), question)
+
+    records = run(run_questions(problems, solve, lambda answer, gold: answer == gold))
+    assert [record.error is None for record in records] == [True, True, False, True]
+    error = records[2].error or ""
+    assert error.startswith("PolicyError: policy failed on question 'Question 2?': ConnectionError: the model is gone")
 
 
 @pytest.mark.parametrize("question", ["", " \n\t"])

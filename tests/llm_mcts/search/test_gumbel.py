@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted, summary
 
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import ConfigError, CriticError, DataError
 from llm_mcts.search.gumbel import (
     GumbelConfig,
     completed_sigma,
@@ -159,7 +159,7 @@ def test_a_round_that_fails_is_taken_back_whole() -> None:
     for at in range(1, 6):
         tree = Tree(QUESTION)
         policy, _ = scripted(noise_script(width=6))
-        with pytest.raises(ConnectionError):
+        with pytest.raises(CriticError, match="gone"):
             run(gumbel(QUESTION, policy, Failing(at), config, 0, tree))
         assert summary(run(gumbel(QUESTION, policy, NoiseCritic(), config, 0, tree))) == whole
 
