@@ -3,9 +3,9 @@
 The library raises them; only the command line turns them into an exit status (2).
 """
 
-import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import NoReturn
 
 
 class LLMMCTSError(Exception):
@@ -36,15 +36,11 @@ class PolicyError(LLMMCTSError):
     """A policy failed or broke its contract, for example by proposing no step."""
 
 
-@contextlib.contextmanager
-def blamed(kind: type[LLMMCTSError], who: str, question: str) -> Iterator[None]:
-    """Give a foreign exception raised inside the block a type of ours, and the question it was raised for."""
-    try:
-        yield
-    except LLMMCTSError:
-        raise
-    except Exception as error:
-        raise kind(f"{who} failed on question {question!r}: {type(error).__name__}: {error}") from error
+def blame(error: Exception, kind: type[LLMMCTSError], who: str, question: str) -> NoReturn:
+    """Raise a foreign exception as one of ours that names the question; our own go on as they are."""
+    if isinstance(error, LLMMCTSError):
+        raise error
+    raise kind(f"{who} failed on question {question!r}: {type(error).__name__}: {error}") from error
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from numbers import Real
 
 from llm_mcts.concurrency import gather_all
-from llm_mcts.errors import ConfigError, CriticError, PolicyError, blamed
+from llm_mcts.errors import ConfigError, CriticError, PolicyError, blame
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Critic, Policy, State, Step, Trace
@@ -46,8 +46,10 @@ async def proposals(policy: Policy, state: State, n: int, seed: int) -> list[Ste
     Raises:
         PolicyError: the policy fails, or proposes more than `n`; the message names the question.
     """
-    with blamed(PolicyError, "policy", state.question):
+    try:
         steps = list(await policy.propose(state, n, seed))
+    except Exception as error:
+        blame(error, PolicyError, "policy", state.question)
     if len(steps) > n:
         raise PolicyError(f"policy proposed {len(steps)} steps of question {state.question!r}; expected at most {n}")
     return steps
@@ -59,8 +61,10 @@ async def completions(policy: Policy, state: State, n: int, seed: int, temperatu
     Raises:
         PolicyError: another number of completions, or an unfinished one; the message names the question.
     """
-    with blamed(PolicyError, "policy", state.question):
+    try:
         ends = list(await policy.rollout(state, n, seed, temperature))
+    except Exception as error:
+        blame(error, PolicyError, "policy", state.question)
     if len(ends) != n:
         raise PolicyError(f"policy returned {len(ends)} completions of question {state.question!r}; expected {n}")
     if any(end.question != state.question or end.steps[: len(state.steps)] != state.steps for end in ends):
@@ -77,9 +81,11 @@ async def critic_scores(critic: Critic, states: Sequence[State]) -> list[float]:
         CriticError: wrong number of scores, NaN, or a score outside [0, 1]; the message names the question.
     """
     asked = [s for s in states if not (s.terminal and s.answer is None)]
-    with blamed(CriticError, "critic", states[0].question if states else ""):
+    try:
         found = await critic.score(asked) if asked else []
         scores = [] if found is None else list(found)
+    except Exception as error:
+        blame(error, CriticError, "critic", asked[0].question)
     if len(scores) != len(asked):
         raise CriticError(f"critic returned {len(scores)} scores for {len(asked)} states of question {asked[0].question!r}")
     for state, score in zip(asked, scores, strict=True):
