@@ -16,9 +16,11 @@ from typing import Literal
 
 import torch
 
+from critics.base import AGGREGATES
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.search.evaluation import critic_scores
+from llm_mcts.store import write_atomically
 from llm_mcts.types import Critic, State
 
 
@@ -89,8 +91,7 @@ class Combination:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(asdict(self), indent=2).encode() + b"\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Combination":
@@ -106,6 +107,8 @@ class Combination:
             raise ConfigError(
                 f"{path} holds no combination of critics ({error}); expected what diagnose --fit wrote"
             ) from error
+        if not found.weights or not isfinite(found.bias) or found.prm_aggregate not in AGGREGATES:
+            raise ConfigError(f"{path} holds {found}; expected weights, a finite bias and one of {', '.join(AGGREGATES)}")
         if strange := set(found.weights) - set(COMBINABLE) or {n for n, w in found.weights.items() if not isfinite(w)}:
             raise ConfigError(f"{path} weighs {', '.join(sorted(strange))}; expected finite weights of {', '.join(COMBINABLE)}")
         return found

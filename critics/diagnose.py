@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from critics.diagnostics import (
 )
 from critics.likelihood import LikelihoodCritic
 from critics.modeling import CriticModel
+from llm_mcts.engines.transformers import resolve_device
 from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, suggest
 from llm_mcts.evaluate import check_label
 from llm_mcts.progress import Reporter
 from llm_mcts.runner import run_questions
-from llm_mcts.solver import Solver, SolverConfig
+from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
 from llm_mcts.store import Journal, RunDirectory, write_atomically
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.types import Critic, SearchResult, State, Step
@@ -48,7 +49,7 @@ class DiagnoseConfig:
     split: str = "dev"
     """Split of the task: questions that no critic was trained on."""
     num_questions: int = 200
-    """How many questions, at least 2."""
+    """How many questions, at least 20."""
     num_samples: int = 16
     """Solutions a question, at least 2."""
     prm_aggregate: str = "min"
@@ -57,7 +58,7 @@ class DiagnoseConfig:
     """Questions sampled at once, at least 1."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_questions", 2), ("num_samples", 2), ("concurrency", 1)):
+        for name, least in (("num_questions", 20), ("num_samples", 2), ("concurrency", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if self.prm_aggregate not in AGGREGATES:
@@ -102,15 +103,19 @@ def diagnose(
     """
     for label in folders:
         check_label(label)
-    models = {label: CriticModel.from_pretrained(folder) for label, folder in folders.items()}
+        if label in ("likelihood", "combined"):
+            raise ConfigError(f"critic folder named '{label}', which the report uses itself; rename the folder")
+    device = resolve_device("auto")
+    models = {label: CriticModel.from_pretrained(folder).to(device) for label, folder in folders.items()}
     kinds = [model.kind for model in models.values()]
     if fit and len(set(kinds)) < len(kinds):
         raise ConfigError(
             f"two critics of one kind ({', '.join(kinds)}) with --fit; expected at most one value model, PRM and ORM"
         )
+    solver = Solver(replace(config.solver, critics=CriticsConfig()))
     if out:
         RunDirectory.open(out, {**asdict(config), "critics": {k: str(v) for k, v in folders.items()}}, resume)
-    rows = _sample(config, reporter, Journal(out / "samples.jsonl") if out else None)
+    rows = _sample(config, solver, reporter, Journal(out / "samples.jsonl") if out else None)
     states = [[_state(row["question"], s) for s in row["samples"]] for row in rows]
     diagnoses: dict[str, Diagnosis] = {}
     scored: dict[str, list[list[Sample]]] = {}
@@ -126,8 +131,8 @@ def diagnose(
     reporter.say(f"likelihood: {diagnoses['likelihood'].verdict}")
     if fit:
         named = {model.kind: scored[label] for label, model in models.items()} | {"likelihood": scored["likelihood"]}
-        _fit(named, list(range(len(rows))), config.prm_aggregate).save(fit)
         scored["combined"] = _cross_fitted(named, rows, config.prm_aggregate)
+        _fit(named, list(range(len(rows))), config.prm_aggregate).save(fit)
         diagnoses["combined"] = judge("learned sum", scored["combined"])
         reporter.say(f"combined: {diagnoses['combined'].verdict}; its weights are in {fit}")
     agreements = {f"{a} and {b}": agreement(scored[a], scored[b]) for i, a in enumerate(scored) for b in list(scored)[i + 1 :]}
@@ -179,7 +184,9 @@ def _cross_fitted(
 
 def judge(kind: str, groups: Sequence[Group], prefixes: Sequence[Sequence[Sequence[float]]] = ()) -> Diagnosis:
     """All figures of one critic's scores; of unfinished solutions too where `prefixes` has their scores."""
-    everything = [sample for group in groups for sample in group]
+    # What states no answer is worth 0 to every search; a critic earns nothing by ranking it last.
+    answered = [[sample for sample in group if sample.answer is not None] for group in groups]
+    everything = [sample for group in answered for sample in group]
     size = min(map(len, groups))
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < size] + [size]
     by_n = {
@@ -191,7 +198,7 @@ def judge(kind: str, groups: Sequence[Group], prefixes: Sequence[Sequence[Sequen
         }
         for n in numbers
     }
-    within = within_question_auc(groups)
+    within = within_question_auc(answered)
     gain = mean_over(groups, lambda g: best_of(g, size) - voted(g, size, weighted=False))
     vote_gain = mean_over(groups, lambda g: voted(g, size, weighted=True) - voted(g, size, weighted=False))
     by_steps = {k: within_question_auc(found) for k, found in (prefix_groups(prefixes, groups) if prefixes else {}).items()}
@@ -208,7 +215,7 @@ def judge(kind: str, groups: Sequence[Group], prefixes: Sequence[Sequence[Sequen
     )
 
 
-def _sample(config: DiagnoseConfig, reporter: Reporter, journal: Journal | None) -> list[dict[str, Any]]:
+def _sample(config: DiagnoseConfig, solver: Solver, reporter: Reporter, journal: Journal | None) -> list[dict[str, Any]]:
     """For each question {"id", "question", "samples": [{"steps", "answer", "right"}]}; kept in the journal."""
     task = config.task.build()
     problems = {p.id: p for p in task.load(config.split, config.num_questions)}
@@ -234,8 +241,6 @@ def _sample(config: DiagnoseConfig, reporter: Reporter, journal: Journal | None)
             journal.append(rows[record.id])
 
     if left:
-        # The critics are not asked while sampling: scores come afterwards, from each alone.
-        solver = Solver(config.solver)
         search = {"name": "self_consistency", "num_samples": config.num_samples, "num_parallel": config.num_samples}
 
         async def solve(question: str) -> SearchResult:

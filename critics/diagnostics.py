@@ -1,8 +1,8 @@
 """Whether a critic can be trusted: pure functions of scores and outcomes.
 
 A `Group` holds the samples of one question. What matters to a search is the order within a question: scores that merely tell
-easy questions from hard ones have a fine AUC over all samples and choose no better than chance. Intervals are 95 %, from the
-bootstrap over questions, for samples of one question are not independent.
+easy questions from hard ones have a fine AUC over all samples and choose no better than chance. Intervals are 95 %, over
+questions, for samples of one question are not independent: of ratios from the bootstrap, of means the normal one.
 """
 
 import random
@@ -85,13 +85,14 @@ def _ratio(parts: Sequence[tuple[float, float]], resamples: int = 1000) -> Estim
 
 
 def agreement(a: Sequence[Group], b: Sequence[Group]) -> Estimate | None:
-    """Share of the pairs of one question that two critics put in the same order; pairs that either ties are left out.
+    """Share of the pairs of one question's answers that two critics put in the same order; ties of either are left out.
 
     The groups hold the same samples in the same order.
     """
     parts = []
     for x, y in zip(a, b, strict=True):
-        pairs = [(i, j) for i in range(len(x)) for j in range(i)]
+        answered = [i for i, sample in enumerate(x) if sample.answer is not None]
+        pairs = [(i, j) for i in answered for j in answered if j < i]
         signs = [(x[i].score - x[j].score) * (y[i].score - y[j].score) for i, j in pairs]
         parts.append((sum(s > 0 for s in signs), sum(s != 0 for s in signs)))
     return _ratio(parts)
@@ -216,7 +217,9 @@ def verdict(within: Estimate | None, gain: Estimate, vote_gain: Estimate, n: int
         vote_gain: the same of the weighted vote.
     """
     if within is None:
-        return "cannot be judged: no question has both right and wrong samples"
+        return "cannot be judged: no question has both right and wrong answers"
+    if within.questions < 10:
+        return f"cannot be judged: only {within.questions} questions have both right and wrong answers; expected 10 or more"
     half = f"{within.value:.2f} ± {(within.high - within.low) / 2:.2f}"
     if within.high < 0.5:
         return f"ranks within questions worse than chance: {half}; look for swapped labels"

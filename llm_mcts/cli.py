@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def solve(argv: list[str]) -> None:
     """Answer one question."""
     from llm_mcts.solver import Solver, SolverConfig
-    from llm_mcts.store import load_tree, save_tree
+    from llm_mcts.store import load_tree, make_folder, save_tree
     from llm_mcts.tree import Tree
 
     parser = _parser("solve", 'llm-mcts solve "Mia has 3 boxes with 4 shells each. How many shells does Mia have now?"')
@@ -61,6 +61,7 @@ def solve(argv: list[str]) -> None:
     args, config = _parse(parser, SolverConfig, argv)
     tree = None
     if args.tree:
+        make_folder(args.tree.parent)
         tree = load_tree(args.tree) if args.tree.exists() else Tree(args.question)
     solver = Solver(config)
     try:
@@ -135,6 +136,8 @@ def diagnose(argv: list[str]) -> None:
     parser.add_argument("--fit", type=Path, help="write a learned sum of the critics and the policy's likelihood to this file")
     parser.add_argument("--resume", action="store_true", help="go on with the samples in --out")
     args, config = _parse(parser, DiagnoseConfig, argv)
+    if args.resume and not args.out:
+        raise ConfigError("--resume needs --out FOLDER, the samples to go on with")
     folders = {folder.name: folder for folder in args.critics}
     if len(folders) < len(args.critics):
         raise ConfigError("two critic folders have the same name; rename one, for names are the labels of the report")

@@ -240,9 +240,9 @@ def evaluate_methods(
     unlabelled = [p.id for p in problems if p.gold is None]
     if unlabelled:
         raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
+    solver = Solver(config.solver)
     if folder:
         RunDirectory.open(folder, asdict(config), resume)
-    solver = Solver(config.solver)
     records = {}
     for label, search in config.methods.items():
         journal = Journal(folder / f"{label}.jsonl") if folder else None
@@ -266,6 +266,10 @@ def solve_into(
 ) -> list[Record]:
     """Solve the problems that the journal does not hold yet and complete it; all records, in the problems' order."""
     rows = {row["id"]: row for row in journal.read()} if journal else {}
+    if journal and (strange := set(rows) - {p.id for p in problems}):
+        raise DataError(
+            f"{journal.path} has question {min(strange)}, which is not among the questions now; choose another folder"
+        )
     left = [p for p in problems if p.id not in rows]
 
     def on_done(record: Record, result: SearchResult | None) -> None:

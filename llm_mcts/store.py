@@ -28,13 +28,25 @@ from llm_mcts.types import Usage
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: to a neighbour, flushed to disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     scratch = path.with_name(path.name + ".tmp")
     with scratch.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        ConfigError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make folder {path}: {error.strerror}; choose another place to write to") from error
 
 
 def save_tree(tree: Tree, path: Path) -> None:
@@ -82,8 +94,11 @@ class Journal:
         return list(self._partial()) if self._part.exists() else []
 
     def _partial(self) -> Iterator[dict[str, Any]]:
-        for line in self._part.read_bytes().split(b"\n")[:-1]:
-            yield json.loads(line)
+        for number, line in enumerate(self._part.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{self._part}:{number}: broken record ({error}); delete the line to make it anew") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record and flush it to disk.
@@ -183,7 +198,7 @@ class RunDirectory:
                 raise ConfigError(f"{run.path} holds a run already; add --resume to go on with it, or choose another --out")
             try:
                 before = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise DataError(
                     f"{run.config_file} is broken ({' '.join(str(error).split())}); restore it or start anew"
                 ) from error

@@ -229,6 +229,19 @@ def test_an_interrupted_search_keeps_its_tree(
     assert outline(tmp_path / "tree.json") == outline(tmp_path / "whole.json")
 
 
+@pytest.mark.parametrize("command", ["solve", "evaluate"])
+def test_a_place_that_cannot_be_written_to(
+    command: str, refused: Callable[[list[str]], str], tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    place = tmp_path / "file" / "below" / "tree.json"
+    if command == "solve":
+        line = refused(solve_into(place, tiny_model))
+    else:
+        line = refused(["evaluate", "--solver.engine.model", str(tiny_model), "--out", str(place)])
+    assert "choose another" in line
+
+
 def test_resume_needs_a_folder(refused: Callable[[list[str]], str]) -> None:
     assert "--resume needs --out" in refused(["evaluate", "--resume"])
 

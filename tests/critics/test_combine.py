@@ -98,7 +98,7 @@ def test_a_critic_that_fails_is_heard() -> None:
         async def score(self, states: Sequence[State]) -> list[float]:
             raise RuntimeError("out of order")
 
-    with pytest.raises(RuntimeError, match="out of order"):
+    with pytest.raises(CriticError, match="out of order"):
         score(WeightedCritic(Fixed(0.5), Broken()), OPEN)
 
 

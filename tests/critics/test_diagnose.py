@@ -1,6 +1,7 @@
 """`llm-mcts diagnose` from critics' folders to a verdict, through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ SMALL = [
     "--task.name",
     "arith",
     "--num_questions",
-    "6",
+    "20",
     "--num_samples",
     "4",
     "--solver.policy.max_step_tokens",
@@ -58,7 +59,7 @@ def test_diagnosis_of_two_critics(
     assert report == json.loads((out / "report.json").read_text())
     assert list(report["critics"]) == ["orm", "prm", "likelihood"]
     assert list(report["agreement"]) == ["orm and prm", "orm and likelihood", "prm and likelihood"]
-    assert report["questions"] == 6
+    assert report["questions"] == 20
     for row in report["critics"].values():
         ones, fours = row["by_n"]["1"], row["by_n"]["4"]
         # One sample leaves no choice: all ways are the mean accuracy. Four are all there are: none beats a perfect critic.
@@ -67,18 +68,18 @@ def test_diagnosis_of_two_critics(
         assert 0 <= row["calibration_error"] <= 1
     samples = Journal(out / "samples.jsonl").read()
     right = [s["right"] for sample in samples for s in sample["samples"]]
-    assert len(right) == 24
-    assert report["critics"]["orm"]["by_n"]["1"]["best"]["value"] == pytest.approx(sum(right) / 24)
+    assert len(right) == 80
+    assert report["critics"]["orm"]["by_n"]["1"]["best"]["value"] == pytest.approx(sum(right) / 80)
     assert "## orm (orm)" in (out / "report.md").read_text()
 
     # Once more: refused without --resume; with it nothing is sampled again.
     assert main(argv) == 2
     assert "--resume" in capsys.readouterr().err
 
-    def no_solver(*args: object) -> None:
+    def sampled(*args: object, **kwargs: object) -> None:
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr("critics.diagnose.Solver", no_solver)
+    monkeypatch.setattr("critics.diagnose.Solver.asolve", sampled)
     assert main([*argv, "--resume"]) == 0
     assert json.loads(capsys.readouterr().out) == report
 
@@ -103,6 +104,40 @@ def test_bad_settings_end_in_one_line(
 def test_a_folder_without_a_critic_is_refused(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", str(tiny_model), *SMALL]) == 2
     assert "is no critic checkpoint" in capsys.readouterr().err
+
+
+def test_an_answer_left_out_earns_a_critic_nothing() -> None:
+    import random
+
+    draw = random.Random(0)
+
+    def group() -> list[Sample]:
+        rows = [(draw.random() < 0.5, draw.random() < 0.7) for _ in range(16)]
+        return [Sample(draw.random(), right, "1" if right else "2") if said else Sample(0.0, False) for right, said in rows]
+
+    found = judge("orm", [group() for _ in range(100)])
+    assert "no better than chance" in found.verdict
+    assert found.auc_within is not None
+    assert found.auc_within.value == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("name", ["likelihood", "combined"])
+def test_names_that_the_report_uses_are_refused(
+    name: str, critics: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(critics["orm"], tmp_path / name)
+    assert main(["diagnose", str(tmp_path / name), *SMALL]) == 2
+    assert "rename the folder" in capsys.readouterr().err
+
+
+def test_a_failed_start_leaves_the_folder_free(
+    critics: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["diagnose", str(critics["orm"]), *SMALL, "--out", str(tmp_path / "out")]
+    assert main([*argv, "--solver.engine.model", str(tmp_path / "typo")]) == 2
+    assert not (tmp_path / "out").exists()
+    assert main(["diagnose", str(critics["orm"]), *SMALL, "--resume"]) == 2
+    assert "--resume needs --out" in capsys.readouterr().err
 
 
 def test_two_critics_of_one_name_are_refused(critics: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

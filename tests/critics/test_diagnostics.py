@@ -128,13 +128,13 @@ def test_votes_by_hand() -> None:
 
 
 def test_agreement_by_hand() -> None:
-    a = [group((0.1, 0), (0.5, 0), (0.9, 1))]
-    b = [group((0.2, 0), (0.1, 0), (0.8, 1))]
+    a = [group((0.1, 0, "1"), (0.5, 0, "1"), (0.9, 1, "2"))]
+    b = [group((0.2, 0, "1"), (0.1, 0, "1"), (0.8, 1, "2"))]
     # Pairs 1-0: a up, b down; 2-0: both up; 2-1: both up. 2 of 3. A tie is left out.
     found = agreement(a, b)
     assert found is not None
     assert found.value == pytest.approx(2 / 3)
-    tied = agreement(a, [group((0.1, 0), (0.1, 0), (0.8, 1))])
+    tied = agreement(a, [group((0.1, 0, "1"), (0.1, 0, "1"), (0.8, 1, "2"))])
     assert tied is not None
     assert tied.value == 1.0
 
@@ -165,6 +165,7 @@ def test_mean_over_questions() -> None:
         (Estimate(0.80, 0.75, 0.85, 50), (-0.2, -0.1), "its best of 16 loses to their majority"),
         (Estimate(0.80, 0.75, 0.85, 50), (-0.1, 0.1), "its best of 16 ties with their majority"),
         (None, (0.0, 0.0), "cannot be judged"),
+        (Estimate(1.0, 1.0, 1.0, 3), (0.5, 0.9), "only 3 questions"),
     ],
 )
 def test_verdicts(within: Estimate | None, gain: tuple[float, float], words: str) -> None:

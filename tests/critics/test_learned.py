@@ -128,6 +128,9 @@ REST = '"bias": 0, "prm_aggregate": "min"}'
         '{"weights": {"orm": "x"}, ' + REST,
         '{"weights": {"magic": 1}, ' + REST,
         '{"weights": {"orm": NaN}, ' + REST,
+        '{"weights": {}, ' + REST,
+        '{"weights": {"orm": 1}, "bias": NaN, "prm_aggregate": "min"}',
+        '{"weights": {"orm": 1}, "bias": 0, "prm_aggregate": "most"}',
     ],
 )
 def test_a_broken_file_is_one_clear_error(content: str, tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ def test_the_solver_judges_finished_solutions_by_the_learned_sum(tiny_model: Pat
 
 
 def test_diagnose_fits_and_judges_on_other_questions(orm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--task.name", "arith", "--task.level", "medium", "--num_questions", "12", "--num_samples", "4"]
+    small = ["--task.name", "arith", "--task.level", "medium", "--num_questions", "20", "--num_samples", "4"]
     limits = ["--solver.policy.max_step_tokens", "48", "--solver.policy.max_solution_tokens", "120"]
     file = tmp_path / "sum.json"
     assert main(["diagnose", str(orm), *small, *limits, "--fit", str(file), "--json"]) == 0
