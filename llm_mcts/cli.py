@@ -183,23 +183,38 @@ def _parse(parser: argparse.ArgumentParser, cls: type[C], argv: list[str]) -> tu
     if "-h" in argv or "--help" in argv:
         print(f"{parser.format_help()}\nsettings:\n{settings_help(cls)}")
         raise SystemExit(0)
-    args, rest = parser.parse_known_args(argv)
+    own, settings = _split(argv)
+    args, rest = parser.parse_known_args(own)
+    if rest:
+        raise ConfigError(f"unexpected argument '{rest[0]}'; expected --KEY VALUE (put a question in quotes)")
     overrides: dict[str, Any] = {}
-    words = iter(rest)
-    for word in words:
-        if not word.startswith("--"):
-            raise ConfigError(f"unexpected argument '{word}'; expected --KEY VALUE (put a question in quotes)")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            following = next(words, None)
-            if following is None:
-                raise ConfigError(f"setting --{key} has no value; expected --{key} VALUE")
-            value = following
+    for key, value in settings.items():
         try:
             overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"value of --{key} is not readable: {value!r}; quote it") from error
     return args, load_config(cls, args.config, overrides)
+
+
+OWN = {"--json", "--resume", "--verbose", "--config", "--out", "--tree", "--fit"}
+"""Options that belong to a command; every other --KEY is a setting and has a value."""
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The command's own words and options, and the settings, wherever they stand among them."""
+    own: list[str] = []
+    settings: dict[str, str] = {}
+    words = iter(argv)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not word.startswith("--") or key in OWN:
+            own.append(word)
+            continue
+        following = value if equals else next(words, None)
+        if following is None:
+            raise ConfigError(f"setting {key} has no value; expected {key} VALUE")
+        settings[key[2:]] = following
+    return own, settings
 
 
 def _quiet_libraries(verbose: bool) -> None:

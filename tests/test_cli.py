@@ -242,6 +242,23 @@ def test_a_place_that_cannot_be_written_to(
     assert "choose another" in line
 
 
+def test_settings_may_stand_before_the_question(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    settings = ["--engine.model", str(tiny_model), *SMALL_SEARCH]
+    answers = []
+    for argv in (
+        ["What is 1 + 1?", *settings],
+        [*settings, "What is 1 + 1?"],
+        [settings[0], settings[1], "What is 1 + 1?", *settings[2:]],
+    ):
+        assert main(["solve", "--json", *argv]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["steps"])
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_negative_value_is_a_value(refused: Callable[[list[str]], str]) -> None:
+    assert "num_simulations is -1" in refused(["solve", "--search.num_simulations", "-1", "Q?"])
+
+
 def test_resume_needs_a_folder(refused: Callable[[list[str]], str]) -> None:
     assert "--resume needs --out" in refused(["evaluate", "--resume"])
 
