@@ -369,10 +369,8 @@ class TreeSearch:
             self._close(leaf)
         if self.config.normalise == "tree":
             means = [node.q_value for node in leaf.path()]
-            self.tree.value_range = (
-                min(means + [low for low, _ in [self.tree.value_range or (1.0, 0.0)]]),
-                max(means + [high for _, high in [self.tree.value_range or (1.0, 0.0)]]),
-            )
+            low, high = self.tree.value_range or (1.0, 0.0)
+            self.tree.value_range = min(low, *means), max(high, *means)
 
     # The answer
 

@@ -81,8 +81,7 @@ async def alphazero(
     Raises:
         ConfigError: there is no critic.
     """
-    if critic is None:
-        raise ConfigError("alphazero has no critic to value steps by; give it one, or use mcts with roll-outs")
+    _require(critic, "alphazero")
     return await mcts(question, policy, critic, config, seed, tree)
 
 
@@ -94,8 +93,7 @@ async def alphallm(
     Raises:
         ConfigError: there is no critic.
     """
-    if critic is None:
-        raise ConfigError("alphallm has no critic to value steps by; give it one, or use mcts with roll-outs")
+    _require(critic, "alphallm")
     return await mcts(question, policy, critic, config, seed, tree)
 
 
@@ -107,6 +105,10 @@ async def rest_mcts(
     Raises:
         ConfigError: there is no critic.
     """
-    if critic is None:
-        raise ConfigError("rest_mcts has no critic to judge steps by; give it one, such as a PRM")
+    _require(critic, "rest_mcts")
     return await mcts(question, policy, critic, config, seed, tree)
+
+
+def _require(critic: Critic | None, search: str) -> None:
+    if critic is None:
+        raise ConfigError(f"{search} has no critic to value steps by; give it one, or use mcts with roll-outs")

@@ -310,9 +310,6 @@ def test_the_greatest_depth_counts_from_the_question(name: str) -> None:
     tree = search(name).tree
     assert tree is not None
     step = next(node for node in tree.nodes() if node.depth == 2 and not node.terminal and node.visit_count)
-    part = search(name, tree.subtree(step), max_depth=3, answer="vote").tree
-    assert part is not None
-    assert max(node.depth for node in part.nodes() if node.value is not None) <= max(3, *(n.depth for n in tree.nodes()))
     fresh = Tree(QUESTION, tuple(n.step for n in step.path()[1:]), step.key())
     grown = search(name, fresh, max_depth=3, answer="vote").tree
     assert grown is not None
