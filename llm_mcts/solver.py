@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_mcts.config import load_config
+from llm_mcts.engines import build_engine
 from llm_mcts.engines.base import EMBEDDED, Engine, EngineConfig
 from llm_mcts.errors import ConfigError, LLMMCTSError, QuestionError, suggest
 from llm_mcts.policy import LMPolicy, PolicyConfig
@@ -123,9 +124,7 @@ class Solver:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _load(self, model: str) -> Engine:
-        from llm_mcts.engines.transformers import TransformersEngine
-
-        return TransformersEngine(replace(self.config.engine, model=model))
+        return build_engine(replace(self.config.engine, model=model))
 
     def _policy(self, engine: Engine, fast: LMPolicy | None = None) -> LMPolicy:
         return LMPolicy(engine, PromptFormat(self.config.prompt, engine.chat_template), self.config.policy, fast)

@@ -1,7 +1,7 @@
 """The seam between search and language models: requests, completions and the Engine protocol."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from typing import Literal, Protocol, runtime_checkable
 
@@ -10,13 +10,75 @@ from llm_mcts.errors import ConfigError
 EMBEDDED = "embedded"
 """The name of the small built-in model."""
 
+EngineName = Literal["transformers", "openai", "vllm", "openvino"]
+
+
+@dataclass(frozen=True)
+class OpenAIConfig:
+    """Servers that speak the OpenAI protocol."""
+
+    urls: tuple[str, ...] = ()
+    """Base URLs of replicas that serve the same model, as http://127.0.0.1:8000/v1."""
+    api: Literal["completions", "chat"] = "completions"
+    """completions: /completions with plain prompts; chat: /chat/completions, with the steps so far as the assistant's begun turn."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; unset means no key is sent."""
+    concurrency: int = 64
+    """Requests in flight at one replica, at least 1."""
+    timeout: float = 120.0
+    """Seconds for one try, above 0."""
+    retries: int = 5
+    """Further tries after a timeout, a broken connection or status 408, 409, 429 or 5xx, at least 0."""
+    backoff: float = 0.5
+    """Seconds before the first further try, doubled each time with jitter, at least 0; a server's Retry-After is kept."""
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
+            raise ConfigError(
+                f"engine.openai with concurrency={self.concurrency}, timeout={self.timeout}, retries={self.retries}, "
+                f"backoff={self.backoff}; expected concurrency >= 1, timeout > 0, retries >= 0, backoff >= 0"
+            )
+
+
+@dataclass(frozen=True)
+class VLLMConfig:
+    """vLLM in this process."""
+
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that vLLM may take, in (0, 1]."""
+    tensor_parallel: int = 1
+    """GPUs that one model is spread over, at least 1."""
+    max_lora_rank: int = 0
+    """Largest rank of LoRA adapters to come; 0: none will."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gpu_memory_utilization <= 1 or self.tensor_parallel < 1 or self.max_lora_rank < 0:
+            raise ConfigError(
+                f"engine.vllm with gpu_memory_utilization={self.gpu_memory_utilization}, "
+                f"tensor_parallel={self.tensor_parallel}, max_lora_rank={self.max_lora_rank}; "
+                "expected utilization in (0, 1], tensor_parallel >= 1, max_lora_rank >= 0"
+            )
+
+
+@dataclass(frozen=True)
+class OpenVINOConfig:
+    """openvino-genai on the CPU."""
+
+    weights: Literal["int8", "int4", "float32"] = "int8"
+    """How the exported model's weights are stored."""
+    exports: str = "~/.cache/llm-mcts/openvino"
+    """Folder that keeps exported models, by the hash of their checkpoint."""
+
 
 @dataclass(frozen=True)
 class EngineConfig:
     """Which model to run, and how."""
 
+    name: EngineName = "transformers"
+    """transformers: in this process, on a CPU or one GPU; openai: any OpenAI-compatible servers; vllm: vLLM in this process;
+    openvino: openvino-genai on the CPU."""
     model: str = EMBEDDED
-    """`embedded`, a Hugging Face folder, or a hub id."""
+    """`embedded`, a Hugging Face folder, or a hub id; for openai the name that the server gives it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on GPUs that have it, float32 on CPUs (bfloat16 without native support is hundreds of times slower)."""
     device: str = "auto"
@@ -25,6 +87,9 @@ class EngineConfig:
     """Sequences decoded at once, at least 1."""
     cache_mb: int = 1024
     """Megabytes of keys and values kept for prefixes seen before, at least 0."""
+    openai: OpenAIConfig = field(default_factory=OpenAIConfig)
+    vllm: VLLMConfig = field(default_factory=VLLMConfig)
+    openvino: OpenVINOConfig = field(default_factory=OpenVINOConfig)
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.cache_mb < 0:
@@ -49,12 +114,23 @@ class Request:
     """A continuation ends when one of these appears behind its first visible character."""
     seed: int = 0
     """Continuation i draws from a random stream that depends on this seed and i alone."""
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens whose probabilities at this temperature add up to p, in (0, 1] (nucleus)."""
+    min_p: float = 0.0
+    """Sample among tokens at least this times as likely as the likeliest, in [0, 1]."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1 or not 0 <= self.temperature < inf:
             raise ConfigError(
                 f"request with n={self.n}, max_tokens={self.max_tokens}, temperature={self.temperature}; "
                 "expected n >= 1, max_tokens >= 1, temperature >= 0"
+            )
+        if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise ConfigError(
+                f"request with top_k={self.top_k}, top_p={self.top_p}, min_p={self.min_p}; "
+                "expected top_k >= 0, top_p in (0, 1], min_p in [0, 1]"
             )
 
 
@@ -79,7 +155,18 @@ class Engine(Protocol):
         """Return `request.n` completions in order; the result depends on the request alone."""
         ...
 
+    async def logprobs(self, prompt: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        """For each continuation of the prompt, both in segments, the log-probability at temperature 1 of each of its tokens.
+
+        What a critic by token probability asks: `exp(sum(...))` of "+" and of "-" behind a step, or of a whole solution.
+        """
+        ...
+
     @property
     def chat_template(self) -> Callable[[list[dict[str, str]]], str] | None:
         """Renders chat messages as a prompt, or None where the model has no chat template."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back connections, processes and memory; the engine is not used after it."""
         ...

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from math import inf, log
 
 from llm_mcts.engines.base import Completion, Request
 from llm_mcts.seeding import derive_seed
@@ -27,8 +28,6 @@ class ScriptedEngine:
 
     async def generate(self, request: Request) -> list[Completion]:
         """Complete the prompt line by line until a stop string, an empty script, or `max_tokens` lines."""
-        from math import log
-
         self.requests.append(request)
         for _ in range(self.turns(request)):
             await asyncio.sleep(0)
@@ -55,6 +54,22 @@ class ScriptedEngine:
             usage.generated_tokens += max(1, lines)
             completions.append(Completion(text, logprob, max(1, lines), reason))  # type: ignore[arg-type]
         return completions
+
+    async def logprobs(self, prompt: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The log-probability of each line of each continuation; -inf for one that the script does not offer."""
+        meter().lm_calls += 1
+        return [self._logprobs("".join(prompt), "".join(continuation)) for continuation in continuations]
+
+    def _logprobs(self, text: str, continuation: str) -> list[float]:
+        found = []
+        for line in continuation.splitlines(keepends=True):
+            p = sum(p for option, p in self.script(text) if option == line.rstrip("\n"))
+            found.append(log(p) if p else -inf)
+            text += line
+        return found
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
 
 
 def _pick(options: Sequence[tuple[str, float]], draw: float) -> tuple[str, float]:
