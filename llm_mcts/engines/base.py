@@ -74,9 +74,6 @@ class OpenVINOConfig:
 class EngineConfig:
     """Which model to run, and how."""
 
-    name: EngineName = "transformers"
-    """transformers: in this process, on a CPU or one GPU; openai: any OpenAI-compatible servers; vllm: vLLM in this process;
-    openvino: openvino-genai on the CPU."""
     model: str = EMBEDDED
     """`embedded`, a Hugging Face folder, or a hub id; for openai the name that the server gives it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -87,6 +84,9 @@ class EngineConfig:
     """Sequences decoded at once, at least 1."""
     cache_mb: int = 1024
     """Megabytes of keys and values kept for prefixes seen before, at least 0."""
+    name: EngineName = "transformers"
+    """transformers: in this process, on a CPU or one GPU; openai: any OpenAI-compatible servers; vllm: vLLM in this process;
+    openvino: openvino-genai on the CPU."""
     openai: OpenAIConfig = field(default_factory=OpenAIConfig)
     vllm: VLLMConfig = field(default_factory=VLLMConfig)
     openvino: OpenVINOConfig = field(default_factory=OpenVINOConfig)

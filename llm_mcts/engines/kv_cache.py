@@ -151,16 +151,22 @@ class SlotCache:
         self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
 
     def window(self, rows: slice, starts: Sequence[int], width: int) -> dict[str, Tensor]:
-        """Point the cache at `rows` for a forward of `width` tokens a row, from each row's start position.
+        """`window_at` for `width` tokens a row in a row, from each row's start position."""
+        return self.window_at(rows, [range(start, start + width) for start in starts])
 
-        Returns the model's position_ids [B, width] and attention_mask [B, 1, width, keys]: boolean for sdpa, else additive.
-        Padding that would stand beyond the context goes to a spare place behind it.
+    def window_at(self, rows: slice, positions: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Point the cache at `rows` for a forward over tokens at these positions, ascending, one list a row.
+
+        Shorter lists are padded; padding stands behind the row's tokens, or where the context ends in a spare place behind it.
+
+        Returns:
+            The model's position_ids [B, width] and attention_mask [B, 1, width, keys]: boolean for sdpa, else additive.
         """
-        device = self.kv.device
+        device, width = self.kv.device, max(map(len, positions))
+        padded = [[*row, *range(row[-1] + 1, row[-1] + 1 + width - len(row))] for row in positions]
         self._rows = rows
-        self._positions = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
-        self._positions.clamp_(max=self.context)
-        self._width = min(max(starts) + width, self.context + 1)
+        self._positions = torch.tensor(padded, device=device).clamp_(max=self.context)
+        self._width = min(max(row[-1] for row in padded), self.context) + 1
         self.ensure_length(self._width)
         mask = (torch.arange(self._width, device=device) <= self._positions[..., None])[:, None]
         if self._additive_mask:

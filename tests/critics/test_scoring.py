@@ -130,7 +130,7 @@ def test_any_schedule_gives_what_a_plain_forward_gives(
     model: CriticModel, calls: list[tuple[list[int], int]], max_batch: int, cached_tokens: int
 ) -> None:
     critic = ModelCritic(model, max_batch=max_batch)
-    critic._tree.byte_limit = cached_tokens * 256  # 2 layers, keys and values, 2 heads of 8 float32
+    critic.batch.tree.byte_limit = cached_tokens * 256  # 2 layers, keys and values, 2 heads of 8 float32
 
     async def later(chosen: list[int], wait: int) -> list[list[float]]:
         for _ in range(wait):
@@ -191,18 +191,33 @@ def test_the_scorers_tokens_are_the_trainers(model: CriticModel, forwards: list[
 
 
 def test_concurrent_callers_share_forwards(model: CriticModel, forwards: list[Any]) -> None:
-    async def run(critic: ModelCritic) -> list[list[float]]:
-        return list(await asyncio.gather(*(critic.score([one]) for one in STATES[:5])))
+    async def run(critic: ModelCritic, states: list[State]) -> list[list[float]]:
+        return list(await asyncio.gather(*(critic.score([one]) for one in states)))
 
-    wanted = [[plain_scores(model, one)[-1]] for one in STATES[:5]]
-    forwards.clear()
-    assert_close(asyncio.run(run(ModelCritic(model))), wanted)
-    assert [len(ids) for ids in forwards] == [5]
-    forwards.clear()
-    assert_close(asyncio.run(run(ModelCritic(model, max_batch=2))), wanted)
-    # Two at a time. Of the last three, some find all they need scored with the first: fewer rows, never more.
-    assert max(len(ids) for ids in forwards) <= 2
-    assert len(forwards) <= 3
+    apart = [state(LINES[1], question=f"{digit}?") for digit in "56789"]  # they share no more than the prompt's first word
+    for states in (STATES[:5], apart):
+        wanted = [[plain_scores(model, one)[-1]] for one in states]
+        forwards.clear()
+        assert_close(asyncio.run(run(ModelCritic(model), states)), wanted)
+        if states is apart:
+            assert [len(ids) for ids in forwards] == [5]
+        forwards.clear()
+        assert_close(asyncio.run(run(ModelCritic(model, max_batch=2), states)), wanted)
+        assert max(len(ids) for ids in forwards) <= 2
+
+
+def test_a_shared_prefix_is_read_once_whoever_asks_for_it(model: CriticModel) -> None:
+    """Callers at once: what they share is computed by one of them; fewer than four common tokens are not waited for."""
+
+    async def run(critic: ModelCritic) -> None:
+        await asyncio.gather(*(critic.score([one]) for one in STATES[:6]))
+
+    with metered() as usage:
+        asyncio.run(run(ModelCritic(model)))
+    rows = [tokens_of(model, one) for one in STATES[:6]]
+    distinct = len({tuple(row[: i + 1]) for row in rows for i in range(len(row))})
+    assert distinct <= usage.critic_tokens <= distinct + 3 * len(rows)
+    assert usage.critic_tokens < sum(map(len, rows)) / 2
 
 
 def test_repeated_states_are_computed_once(model: CriticModel, forwards: list[Any]) -> None:
@@ -304,7 +319,7 @@ def test_a_state_that_fills_the_context(model: CriticModel) -> None:
     expected = [plain_scores(model, full), plain_scores(model, other)]
     critic = ModelCritic(model)
     step_scores(critic, State(full.question, full.steps[:1]))
-    critic._tree.insert(tokens_of(model, full)[:-2], stored(model, tokens_of(model, full)[:-2]))
+    critic.batch.tree.insert(tokens_of(model, full)[:-2], stored(model, tokens_of(model, full)[:-2]))
     assert_close(step_scores(critic, full, other), expected)
 
 

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-import llm_mcts.engines.transformers as module
+import llm_mcts.engines.batching as module
 from llm_mcts.engines.base import Completion, EngineConfig, Request
-from llm_mcts.engines.transformers import TransformersEngine, load_tokenizer, resolve_dtype, sample
+from llm_mcts.engines.transformers import TransformersEngine, load_tokenizer, resolve_dtype
 from llm_mcts.errors import ConfigError, ModelError, QuestionError
 from llm_mcts.prompts import Encoder
 from llm_mcts.types import metered
@@ -125,9 +125,9 @@ def outcomes(engine: TransformersEngine, *requests: Request, timeout: float = 20
     async def all_at_once() -> list[Any]:
         calls = [asyncio.wait_for(engine.generate(request), timeout) for request in requests]
         found = await asyncio.gather(*calls, return_exceptions=True)
-        if engine._loop is not None:
-            await asyncio.wait([engine._loop])
-            engine._loop.exception()  # known to the callers: asyncio need not log it a second time
+        if engine.batch._loop is not None:
+            await asyncio.wait([engine.batch._loop])
+            engine.batch._loop.exception()  # known to the callers: asyncio need not log it a second time
         return found
 
     return asyncio.run(all_at_once())
@@ -192,7 +192,7 @@ def test_any_schedule_gives_what_a_plain_forward_gives(
 ) -> None:
     """Requests come after a number of turns of the event loop, share a batch, wait, and find prefixes cached or evicted."""
     engine = build(model, tokenizer, max_batch=max_batch)
-    engine._tree.byte_limit = cached_tokens * TOKEN_BYTES
+    engine.batch.tree.byte_limit = cached_tokens * TOKEN_BYTES
 
     async def later(request: Request, wait: int) -> list[Completion]:
         await turns(wait)
@@ -205,13 +205,13 @@ def test_any_schedule_gives_what_a_plain_forward_gives(
         answers = asyncio.run(run())
     for (request, _), answer in zip(schedule, answers, strict=True):
         assert_same(answer, reference(request))
-    assert engine._tree.bytes <= cached_tokens * TOKEN_BYTES
-    assert engine._active == []
+    assert engine.batch.tree.bytes <= cached_tokens * TOKEN_BYTES
+    assert engine.batch.active == []
     prompts = sum(r.n * (len(ids_of(tokenizer, r.prompt)) - 1) for r, _ in schedule)  # the last token is a decode input
     assert usage.prefilled_tokens + usage.reused_tokens == prompts
     assert usage.generated_tokens == sum(c.num_tokens for answer in answers for c in answer)
     assert usage.lm_calls == len(schedule)
-    assert engine.decoded_rows == usage.generated_tokens
+    assert engine.batch.decoded_rows == usage.generated_tokens
 
 
 @pytest.mark.parametrize("cache_mb", [0, 64])
@@ -221,7 +221,7 @@ def test_the_configured_cache_size(model: Any, tokenizer: Any, reference: Refere
     for _ in range(2):
         for answer, request in zip(ask(engine, *requests), requests, strict=True):
             assert_same(answer, reference(request))
-    assert (engine._tree.bytes == 0) == (cache_mb == 0)
+    assert (engine.batch.tree.bytes == 0) == (cache_mb == 0)
 
 
 def test_order_and_neighbours_do_not_matter(model: Any, tokenizer: Any) -> None:
@@ -245,14 +245,14 @@ def test_more_samples_than_the_batch_holds(model: Any, tokenizer: Any, reference
     engine = build(model, tokenizer, max_batch=2)
     request = Request((SHARED,), 5, 6, 1.0, seed=1)
     assert_same(ask(engine, request)[0], reference(request))
-    assert engine.decoded_rows / engine.decode_steps <= 2
+    assert engine.batch.decoded_rows / engine.batch.decode_steps <= 2
 
 
 def test_waiting_requests_share_a_batch(engine: TransformersEngine) -> None:
     with_eos = ask(engine, *(Request(prompt, 1, 6, 0.0) for prompt in PROMPTS))
     # All prompts join at once or, where they wait for a shared prefix, within the two next steps.
     longest = max(c.num_tokens for [c] in with_eos)
-    assert engine.decode_steps <= longest + 3
+    assert engine.batch.decode_steps <= longest + 3
 
 
 # Usage, to the token
@@ -384,21 +384,21 @@ def test_a_cancelled_request_leaves_and_the_others_finish(engine: TransformersEn
     async def run() -> list[list[Completion]]:
         long = asyncio.create_task(engine.generate(Request((SHARED,), 3, 150, 0.7)))
         others = [asyncio.create_task(engine.generate(request)) for request in short]
-        while engine.decode_steps < 4:
+        while engine.batch.decode_steps < 4:
             await asyncio.sleep(0)
-        assert len(engine._active) == 6
+        assert len(engine.batch.active) == 6
         long.cancel()
         answers = [await task for task in others]
         with pytest.raises(asyncio.CancelledError):
             await long
         await turns(20)
-        assert engine._active == []
+        assert engine.batch.active == []
         return answers
 
     answers = asyncio.run(run())
     for answer, request in zip(answers, short, strict=True):
         assert_same(answer, reference(request))
-    assert engine.decode_steps <= 4 + 12 + 2
+    assert engine.batch.decode_steps <= 4 + 12 + 2
 
 
 def test_a_request_cancelled_while_it_waits_is_never_computed(model: Any, tokenizer: Any, reference: Reference) -> None:
@@ -409,13 +409,13 @@ def test_a_request_cancelled_while_it_waits_is_never_computed(model: Any, tokeni
         ahead = asyncio.create_task(engine.generate(first))
         await turns(2)
         waiting = asyncio.create_task(engine.generate(Request((SHARED,), 2, 50, 0.7)))
-        while engine.decode_steps < 2:
+        while engine.batch.decode_steps < 2:
             await asyncio.sleep(0)
         waiting.cancel()
         return await ahead
 
     assert_same(asyncio.run(run()), reference(first))
-    assert engine.decoded_rows <= 12
+    assert engine.batch.decoded_rows <= 12
 
 
 @pytest.fixture
@@ -457,7 +457,7 @@ def test_a_failure_while_joining_reaches_every_caller(engine: TransformersEngine
     def no_room(_: int) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(engine._slots, "ensure_length", no_room)
+    monkeypatch.setattr(engine.batch.slots, "ensure_length", no_room)
     failures = outcomes(engine, *(Request(prompt, 1, 4, 0.0) for prompt in PROMPTS), timeout=1)
     assert [type(f) for f in failures] == [MemoryError] * len(PROMPTS)
 
@@ -471,7 +471,7 @@ def test_a_failure_that_reached_its_callers_is_not_logged_again(model: Any, toke
         with pytest.raises(RuntimeError, match="the model broke"):
             await engine.generate(Request((SHARED,), 1, 4, 0.0))
         await turns(3)
-        engine._loop = None
+        engine.batch._loop = None
         gc.collect()
 
     asyncio.run(run())
@@ -483,7 +483,7 @@ def test_the_engine_outlives_an_event_loop_that_was_left_in_the_middle(
 ) -> None:
     async def leave() -> None:
         task = asyncio.create_task(engine.generate(Request((SHARED,), 2, 100, 0.7)))
-        while engine.decode_steps < 3:
+        while engine.batch.decode_steps < 3:
             await asyncio.sleep(0)
         assert not task.done()
 
@@ -610,50 +610,3 @@ def test_a_first_token_that_the_template_adds_is_kept(tmp_path: Path, tiny_model
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded("7").input_ids[0] == bos
     assert Encoder(loaded)(("7",))[0] == bos
-
-
-# sample()
-
-
-def test_sample_by_hand() -> None:
-    # Cumulative 0.5, 0.75, 1: the number 0.49 falls to token 0, 0.51 and 0.74 to 1, 0.76 to 2.
-    logits = torch.tensor([[0.5, 0.25, 0.25]] * 4).log()
-    tokens, logprobs = sample(logits, [1.0] * 4, [0.49, 0.51, 0.74, 0.76])
-    assert tokens == [0, 1, 1, 2]
-    assert logprobs == pytest.approx([log(0.5), log(0.25), log(0.25), log(0.25)], abs=1e-6)
-
-
-def test_temperature_changes_the_draw_but_not_the_logprob() -> None:
-    # p = (0.8, 0.2); at temperature 2 the weights are sqrt(4) : sqrt(1), so 2/3 and 1/3; at 0.5 they are 16 : 1.
-    logits = torch.tensor([[4.0, 1.0]] * 4).log() + 7.0  # a constant changes nothing
-    tokens, logprobs = sample(logits, [2.0, 2.0, 0.5, 0.5], [0.66, 0.67, 0.94, 0.942])
-    assert tokens == [0, 1, 0, 1]
-    assert logprobs == pytest.approx([log(0.8), log(0.2), log(0.8), log(0.2)], abs=1e-6)
-
-
-def test_greedy_and_sampled_rows_mix() -> None:
-    logits = torch.tensor([[0.0, 2.0, 1.0], [0.0, 2.0, 1.0], [0.0, 2.0, 1.0]])
-    z = 1 + exp(2) + exp(1)
-    tokens, logprobs = sample(logits, [0.0, 1.0, 0.0], [0.0, 0.0, 0.999])
-    assert tokens == [1, 0, 1]
-    assert logprobs == pytest.approx([2 - log(z), -log(z), 2 - log(z)], abs=1e-6)
-
-
-def test_sample_follows_the_distribution() -> None:
-    p = [0.05, 0.6, 0.0, 0.35]
-    n, draws = 20_000, random.Random(0)
-    tokens, _ = sample(torch.tensor([p] * n).log(), [1.0] * n, [draws.random() for _ in range(n)])
-    shares = [tokens.count(token) / n for token in range(4)]
-    # Standard deviation at most sqrt(0.6 * 0.4 / 20000) = 0.0035; five of them are 0.0173. The seed is fixed.
-    assert shares == pytest.approx(p, abs=0.0173)
-    assert tokens.count(2) == 0
-
-
-def test_the_lowest_number_skips_impossible_tokens() -> None:
-    tokens, _ = sample(torch.tensor([[-float("inf"), 0.0, 0.0]]), [1.0], [0.0])
-    assert tokens == [1]
-
-
-def test_the_highest_number_skips_impossible_tokens() -> None:
-    tokens, _ = sample(torch.tensor([[0.0, 0.0, -float("inf")]]), [1.0], [1 - 2**-53])
-    assert tokens == [1]

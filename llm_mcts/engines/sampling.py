@@ -1,0 +1,72 @@
+"""Drawing tokens: by inverting the distribution function, so that nothing is sorted and no row depends on its neighbours."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Sampling(Protocol):
+    """What of a request says how to draw (see `llm_mcts.engines.base.Request`)."""
+
+    @property
+    def temperature(self) -> float:
+        """0 is greedy."""
+        ...
+
+    @property
+    def top_k(self) -> int:
+        """0: all."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """In (0, 1]."""
+        ...
+
+    @property
+    def min_p(self) -> float:
+        """In [0, 1]."""
+        ...
+
+
+def sample(logits: Tensor, how: Sequence[Sampling], uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Draw one token a row.
+
+    Args:
+        logits: [B, V] float32.
+        how: [B] temperatures and truncations.
+        uniforms: [B] numbers in [0, 1), one a row.
+
+    Returns:
+        Token ids, and their log-probabilities at temperature 1 without truncation.
+    """
+    device = logits.device
+    temperature = torch.tensor([h.temperature for h in how], device=device)
+    greedy = temperature == 0
+    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    for i, h in enumerate(how):
+        if h.temperature > 0 and (h.top_k or h.top_p < 1 or h.min_p):
+            scaled[i] = truncate(scaled[i], h.top_k, h.top_p, h.min_p)
+    cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    u = torch.tensor(uniforms, device=device)[:, None] * total
+    u = torch.minimum(u, torch.nextafter(total, torch.zeros_like(total)))  # a number that rounds to 1 is still below it
+    drawn = torch.searchsorted(cumulative, u, right=True).clamp(max=logits.shape[-1] - 1).squeeze(-1)
+    tokens = torch.where(greedy, logits.argmax(dim=-1), drawn)
+    logprobs = logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+    return tokens.tolist(), logprobs.tolist()
+
+
+def truncate(logits: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Logits [V] with -inf for the tokens that top-k, then top-p, then min-p exclude; ties go to the lower token id."""
+    order = logits.sort(descending=True, stable=True).indices
+    p = torch.softmax(logits[order], dim=-1)
+    if top_k:
+        p[top_k:] = 0
+        p = p / p.sum()
+    kept = p > 0
+    kept &= p.cumsum(-1) - p < top_p  # those before it do not add up to p yet
+    kept &= p >= min_p * p[0]
+    return torch.full_like(logits, -torch.inf).scatter(0, order[kept], logits[order[kept]])
