@@ -125,7 +125,7 @@ def diagnose(
         scored[label] = _groups(rows, [[critic.aggregate(p[1:]) for p in found] for found in prefixes])
         diagnoses[label] = judge(model.kind, scored[label], prefixes)
         reporter.say(f"{label}: {diagnoses[label].verdict}")
-    likelihood = LikelihoodCritic(config.solver.engine.model, config.solver.prompt)
+    likelihood = LikelihoodCritic(solver.engine, solver.policy.prompt)
     scored["likelihood"] = _groups(rows, asyncio.run(_every(likelihood, states)))
     diagnoses["likelihood"] = judge("policy", scored["likelihood"])
     reporter.say(f"likelihood: {diagnoses['likelihood'].verdict}")

@@ -8,7 +8,7 @@ prompt format it was trained, so that it is never asked in another.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from llm_mcts.engines.transformers import first_line, load_tokenizer, model_folder
 from llm_mcts.errors import ConfigError, ModelError
 from llm_mcts.prompts import PromptConfig, PromptFormat, chat_template_of
+
+if TYPE_CHECKING:
+    from llm_mcts.engines.adapters import SharedBackbone
 
 Kind = Literal["value", "prm", "orm"]
 KINDS: tuple[Kind, ...] = ("value", "prm", "orm")
@@ -125,13 +128,20 @@ class CriticModel(nn.Module):
         (folder / "critic.json").write_text(json.dumps(about, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, kind: Kind | None = None, trainable: bool = False) -> "CriticModel":
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        kind: Kind | None = None,
+        trainable: bool = False,
+        shared: "SharedBackbone | None" = None,
+    ) -> "CriticModel":
         """Load a checkpoint folder in evaluation mode.
 
         Args:
             folder: what `save_pretrained` wrote.
             kind: refuse a critic of another kind.
             trainable: leave a LoRA adapter trainable.
+            shared: load the adapter onto this backbone, which others use as well; for scoring only.
 
         Raises:
             ModelError: a file is missing, the kind is another, or head and backbone do not fit.
@@ -148,7 +158,7 @@ class CriticModel(nn.Module):
             ) from error
         if kind is not None and found != kind:
             raise ModelError(f"{folder} holds a critic of kind '{found}'; expected '{kind}'")
-        backbone = _load_backbone(str(folder), trainable)
+        backbone = shared.as_backbone(shared.add(folder)) if shared else _load_backbone(str(folder), trainable)
         model = cls(found, base, backbone, load_tokenizer(str(folder)), head, prompt)
         try:
             model.head.load_state_dict(weights)

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_mcts.config import load_config
 from llm_mcts.engines import build_engine
@@ -19,6 +19,9 @@ from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.search import SEARCHES
 from llm_mcts.tree import Tree
 from llm_mcts.types import Critic, SearchResult, metered
+
+if TYPE_CHECKING:
+    from llm_mcts.engines.adapters import SharedBackbone
 
 T = TypeVar("T")
 
@@ -53,6 +56,9 @@ class SolverConfig:
     critics: CriticsConfig = field(default_factory=CriticsConfig)
     rollout_model: str | None = None
     """A smaller model that completes solutions in roll-outs (AlphaLLM's fast roll-out); none: the policy does."""
+    share_backbone: bool = False
+    """Keep one copy of the base model for policy and critics that are LoRA adapters on it. Saves memory; adapters that are
+    not merged compute a little slower."""
     search: str | dict[str, Any] = "mcts"
     """greedy, self_consistency, best_of_n, beam, dvts, mcts, alphago, alphazero, alphallm, gumbel or rest_mcts; or a mapping
     with that `name` and the search's own settings."""
@@ -81,17 +87,30 @@ def build_search(search: str | Mapping[str, Any]) -> tuple[str, Any]:
         raise ConfigError(f"search {name}: {error}") from error
 
 
-def load_critics(config: CriticsConfig, policy: str = EMBEDDED, prompt: PromptConfig | None = None) -> Critic | None:
-    """The configured critics as one, or None where none is configured; `policy` and `prompt` are for its likelihood."""
+def load_critics(
+    config: CriticsConfig, engine: Engine, prompt: PromptFormat, shared: "SharedBackbone | None" = None
+) -> Critic | None:
+    """The configured critics as one, or None where none is configured.
+
+    Args:
+        config: which critics.
+        engine: the policy's, which a learned sum asks for the policy's likelihood.
+        prompt: the policy's format.
+        shared: the base model that all critics are adapters on, if it is to be shared.
+    """
     if not (config.value or config.prm or config.orm or config.finished):
         return None
     from critics import Combination, CriticModel, CriticWeights, LikelihoodCritic, LogisticCritic, ModelCritic, WeightedCritic
+    from llm_mcts.engines.packing import pack_linears
     from llm_mcts.engines.transformers import resolve_device
 
     def load(folder: str | None, kind: Any, aggregate: str = "last") -> ModelCritic | None:
         if folder is None:
             return None
-        return ModelCritic(CriticModel.from_pretrained(folder, kind).to(resolve_device("auto")), aggregate)
+        model = CriticModel.from_pretrained(folder, kind, shared=shared).to(resolve_device("auto"))
+        if shared is None:
+            pack_linears(model.backbone)
+        return ModelCritic(model, aggregate)
 
     weights = CriticWeights(config.value_weight, config.prm_weight)
     value, prm, orm = load(config.value, "value"), load(config.prm, "prm", config.prm_aggregate), load(config.orm, "orm")
@@ -102,7 +121,7 @@ def load_critics(config: CriticsConfig, policy: str = EMBEDDED, prompt: PromptCo
     if "prm" in learned.weights:
         parts["prm"] = load(config.prm, "prm", learned.prm_aggregate)
     if "likelihood" in learned.weights:
-        parts["likelihood"] = LikelihoodCritic(policy, prompt)
+        parts["likelihood"] = LikelihoodCritic(engine, prompt)
     finished = LogisticCritic({name: critic for name, critic in parts.items() if critic is not None}, learned)
     return WeightedCritic(value, prm, finished, weights)
 
@@ -117,14 +136,35 @@ class Solver:
             ConfigError, ModelError: something named in the configuration cannot be used.
         """
         self.config = config = config or SolverConfig()
-        self.engine = engine = engine or self._load(config.engine.model)
+        shared = self._share() if config.share_backbone and engine is None else None
+        self.engine = engine = engine or self._load(config.engine.model, shared)
         fast = self._policy(self._load(config.rollout_model)) if config.rollout_model else None
         self.policy = self._policy(engine, fast)
-        self.critic = critic if critic is not None else load_critics(config.critics, config.engine.model, config.prompt)
+        self.critic = critic if critic is not None else load_critics(config.critics, engine, self.policy.prompt, shared)
+        if shared:
+            shared.pack()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def _load(self, model: str) -> Engine:
-        return build_engine(replace(self.config.engine, model=model))
+    def _load(self, model: str, shared: "SharedBackbone | None" = None) -> Engine:
+        config = replace(self.config.engine, model=model)
+        if shared is None:
+            return build_engine(config)
+        from llm_mcts.engines.adapters import adapter_base
+        from llm_mcts.engines.transformers import TransformersEngine, load_tokenizer
+
+        view = shared.as_lm(shared.add(model) if adapter_base(model) else None)
+        return TransformersEngine(config, model=view, tokenizer=load_tokenizer(model))
+
+    def _share(self) -> "SharedBackbone":
+        """The policy's base model, for adapters to be loaded on."""
+        from llm_mcts.engines.adapters import SharedBackbone, adapter_base
+        from llm_mcts.engines.transformers import load_causal_lm, resolve_device, resolve_dtype
+
+        config = self.config.engine
+        if config.name != "transformers":
+            raise ConfigError(f"share_backbone is on with engine '{config.name}'; expected the transformers engine")
+        base, device = adapter_base(config.model) or config.model, resolve_device(config.device)
+        return SharedBackbone(load_causal_lm(base, resolve_dtype(config.dtype, device), device), base)
 
     def _policy(self, engine: Engine, fast: LMPolicy | None = None) -> LMPolicy:
         return LMPolicy(engine, PromptFormat(self.config.prompt, engine.chat_template), self.config.policy, fast)

@@ -36,6 +36,8 @@ def pack_linears(model: Any) -> Any:
     if first.dtype != torch.float32 or first.device.type != "cpu" or not usable:
         return model
     for parent in list(model.modules()):
+        if isinstance(parent, nn.ModuleDict):  # the small matrices of LoRA layers, which need their weights' dtype
+            continue
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))

@@ -14,7 +14,8 @@ from critics.combine import Combination, LogisticCritic, fit_combination, logit
 from critics.likelihood import LikelihoodCritic
 from critics.modeling import CriticModel, HeadConfig
 from llm_mcts.cli import main
-from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
+from llm_mcts.engines.base import EngineConfig
+from llm_mcts.engines.transformers import TransformersEngine, load_causal_lm, load_tokenizer
 from llm_mcts.errors import ConfigError, DataError, QuestionError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.solver import CriticsConfig, load_critics
@@ -40,27 +41,31 @@ def by_definition(model: str, state: State) -> float:
     return exp(sum(logprobs) / len(logprobs))
 
 
+def likelihood(model: Path, **settings: int) -> LikelihoodCritic:
+    return LikelihoodCritic(TransformersEngine(EngineConfig(str(model), **settings)), PromptFormat(PromptConfig()))  # type: ignore[arg-type]
+
+
 def test_likelihood_is_its_definition(tiny_model: Path) -> None:
     expected = [by_definition(str(tiny_model), state) for state in STATES]
-    assert run(LikelihoodCritic(str(tiny_model)).score(STATES)) == pytest.approx(expected, rel=1e-4)
-    assert run(LikelihoodCritic(str(tiny_model), max_batch=1).score(STATES)) == pytest.approx(expected, rel=1e-4)
+    assert run(likelihood(tiny_model).score(STATES)) == pytest.approx(expected, rel=1e-4)
+    assert run(likelihood(tiny_model, max_batch=1).score(STATES)) == pytest.approx(expected, rel=1e-4)
     assert len(set(expected)) == 3
 
 
 def test_a_bare_question_has_likelihood_1_and_known_states_cost_nothing(tiny_model: Path) -> None:
-    critic = LikelihoodCritic(str(tiny_model))
+    critic = likelihood(tiny_model)
     with metered() as first:
         assert run(critic.score([State("How many?"), STATES[0], STATES[0]]))[0] == 1.0
     with metered() as second:
         run(critic.score([STATES[0]]))
-    assert first.critic_tokens > 0 == second.critic_tokens
+    assert first.prefilled_tokens > 0 == second.prefilled_tokens
     assert (first.critic_calls, second.critic_calls) == (3, 1)
     assert run(critic.score([])) == []
 
 
 def test_a_solution_longer_than_the_context_is_an_error(tiny_model: Path) -> None:
-    with pytest.raises(QuestionError, match="at most the model's context of 256"):
-        run(LikelihoodCritic(str(tiny_model)).score([State("q", tuple(Step("1 + 1 = 2") for _ in range(200)))]))
+    with pytest.raises(QuestionError, match="the model's context of 256"):
+        run(likelihood(tiny_model).score([State("q", tuple(Step("1 + 1 = 2") for _ in range(200)))]))
 
 
 def test_a_combination_by_hand() -> None:
@@ -151,12 +156,13 @@ def orm(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 def test_the_solver_judges_finished_solutions_by_the_learned_sum(tiny_model: Path, orm: Path, tmp_path: Path) -> None:
     Combination({"orm": 0.0, "likelihood": 1.0}, 0.0).save(tmp_path / "sum.json")
-    critic = load_critics(CriticsConfig(orm=str(orm), finished=str(tmp_path / "sum.json")), str(tiny_model))
+    engine = TransformersEngine(EngineConfig(str(tiny_model)))
+    critic = load_critics(CriticsConfig(orm=str(orm), finished=str(tmp_path / "sum.json")), engine, PromptFormat(PromptConfig()))
     assert critic is not None
     finished = [STATES[0], STATES[2]]
-    assert run(critic.score(finished)) == pytest.approx(run(LikelihoodCritic(str(tiny_model)).score(finished)), rel=1e-5)
+    assert run(critic.score(finished)) == pytest.approx(run(likelihood(tiny_model).score(finished)), rel=1e-5)
     with pytest.raises(ConfigError, match="orm, which is not among"):
-        load_critics(CriticsConfig(finished=str(tmp_path / "sum.json")), str(tiny_model))
+        load_critics(CriticsConfig(finished=str(tmp_path / "sum.json")), engine, PromptFormat(PromptConfig()))
 
 
 def test_diagnose_fits_and_judges_on_other_questions(orm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

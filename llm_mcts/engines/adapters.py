@@ -1,0 +1,134 @@
+"""One base model in memory for policy and critics that are LoRA adapters on it.
+
+A `SharedBackbone` holds the base model and any number of adapters. `as_lm` and `as_backbone` give it the look of an ordinary
+model with one adapter on: a callable that turns its adapter on before each forward. So each of policy, value model, PRM, ORM
+and verifier has its own batch and its own prefix tree (their keys and values differ), and all have the same weights.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from llm_mcts.engines.packing import pack_linears
+from llm_mcts.engines.transformers import first_line, model_folder
+from llm_mcts.errors import ModelError
+
+
+def adapter_base(folder: str | Path) -> str | None:
+    """The base model that a LoRA folder names, or None for a folder or hub id without an adapter."""
+    path = Path(folder) / "adapter_config.json"
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError) as error:
+        raise ModelError(f"{path} names no base model ({error}); expected what save_pretrained wrote") from error
+
+
+class SharedBackbone:
+    """A causal language model whose adapters take turns."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        """`model`: the base model, as `load_causal_lm` gives it; it is changed in place. `name`: its folder or hub id."""
+        self.model, self.name = model.eval(), name
+        self._layers: list[BaseTunerLayer] = []
+        self._active: str | None = None
+        self.adapters: list[str] = []
+
+    def add(self, folder: str | Path) -> str:
+        """Load a LoRA adapter of this base, trained on the whole model or on its backbone; return its name.
+
+        Raises:
+            ModelError: the folder holds no LoRA adapter, or one that does not fit or changes more than linear layers.
+        """
+        folder, name = Path(folder), f"adapter{len(self.adapters)}"
+        base = adapter_base(folder)
+        if base is None or model_folder(base) != model_folder(self.name):
+            raise ModelError(
+                f"{folder} is {f'an adapter on {base}' if base else 'no LoRA adapter'}; expected one on {self.name}, whose "
+                "backbone is to be shared: train it with LoRA on that base, or leave share_backbone off"
+            )
+        backbone = self.model.base_model
+        try:
+            config = LoraConfig.from_pretrained(folder)
+            weights = load_file(folder / "adapter_model.safetensors")
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{folder} holds no LoRA adapter ({error}); expected what save_pretrained wrote") from error
+        if config.modules_to_save or config.bias != "none":
+            raise ModelError(f"the adapter in {folder} changes more than linear layers; merge it instead of sharing its base")
+        prefix = f"{self.model.base_model_prefix}."
+        inner = {key.removeprefix("base_model.model.").removeprefix(prefix): w for key, w in weights.items()}
+        if not isinstance(config.target_modules, str):
+            config.target_modules = {target.removeprefix(prefix) for target in config.target_modules or ()}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are the point
+                inject_adapter_in_model(config, backbone, name)
+        except ValueError as error:
+            raise ModelError(f"the adapter in {folder} does not fit the base model: {first_line(error)}") from error
+        found = set_peft_model_state_dict(backbone, inner, adapter_name=name)
+        missing = [key for key in found.missing_keys if f".{name}." in key]
+        if missing or found.unexpected_keys:
+            odd = (missing or found.unexpected_keys)[0]
+            raise ModelError(f"the adapter in {folder} does not fit the base model, for example at {odd}")
+        self._layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
+        self.adapters.append(name)
+        backbone.to(next(self.model.parameters()).device).eval()
+        self._active = name  # what injection turns on
+        return name
+
+    def pack(self) -> None:
+        """Pack the base weights for the CPU, once all adapters are loaded."""
+        pack_linears(self.model)
+
+    def turn_on(self, adapter: str | None) -> None:
+        """Make the next forward one with this adapter; None: of the base model alone."""
+        if adapter == self._active:
+            return
+        for layer in self._layers:
+            layer.enable_adapters(adapter is not None)
+            if adapter is not None:
+                layer.set_adapter([adapter])
+        self._active = adapter
+
+    def as_lm(self, adapter: str | None) -> "AdapterView":
+        """The language model with an adapter on."""
+        return AdapterView(self, self.model, adapter)
+
+    def as_backbone(self, adapter: str | None) -> "AdapterView":
+        """The model without its language-model head, with an adapter on."""
+        return AdapterView(self, self.model.base_model, adapter)
+
+
+class AdapterView:
+    """A model of a SharedBackbone with one of its adapters on: what `BatchedModel` and engines take as a model."""
+
+    def __init__(self, shared: SharedBackbone, model: Any, adapter: str | None) -> None:
+        self.shared, self.model, self.adapter = shared, model, adapter
+        self.config = model.config
+        self.generation_config = getattr(model, "generation_config", None)
+
+    @property
+    def base_model(self) -> "AdapterView":
+        """The same without the language-model head."""
+        return AdapterView(self.shared, self.model.base_model, self.adapter)
+
+    def parameters(self) -> Any:
+        """The shared weights."""
+        return self.model.parameters()
+
+    def eval(self) -> "AdapterView":
+        """It always is in evaluation mode."""
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A forward with the adapter on."""
+        self.shared.turn_on(self.adapter)
+        return self.model(*args, **kwargs)
