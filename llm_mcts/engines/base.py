@@ -20,7 +20,7 @@ class OpenAIConfig:
     urls: tuple[str, ...] = ()
     """Base URLs of replicas that serve the same model, as http://127.0.0.1:8000/v1."""
     api: Literal["completions", "chat"] = "completions"
-    """completions: /completions with plain prompts; chat: /chat/completions, with the steps so far as the assistant's begun turn."""
+    """completions: /completions with plain prompts; chat: /chat/completions, the steps so far as the assistant's begun turn."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key; unset means no key is sent."""
     concurrency: int = 64

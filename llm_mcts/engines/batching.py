@@ -106,7 +106,7 @@ class BatchedModel:
     """One model and whoever wants something of it. Await it within one event loop at a time."""
 
     def __init__(self, model: Any, max_batch: int = 64, cache_mb: int = 1024) -> None:
-        """`model`: a causal language model, or a backbone alone, which can only be read; `cache_mb`: bound of the prefix tree."""
+        """`model`: a causal language model, or a backbone, which can only be read; `cache_mb`: bound of the prefix tree."""
         self.model, self.max_batch = model.eval(), max_batch
         self.backbone = backbone_of(model)
         self.device = next(model.parameters()).device
@@ -121,6 +121,8 @@ class BatchedModel:
         """Batch steps so far."""
         self.decoded_rows = 0
         """Rows over all batch steps: divided by decode_steps, the mean batch size."""
+        self.prefilled_tokens = 0
+        """Tokens computed so far, but for those decoded."""
 
     @property
     def context(self) -> int:
@@ -211,6 +213,7 @@ class BatchedModel:
         for entry in wave:
             self.slots.ensure_length(len(entry.work.known) + 1)
             self.slots.load(entry.slot, entry.found)
+            self.prefilled_tokens += len(entry.fresh)
             entry.work.count(len(entry.fresh), len(entry.work.known) - len(entry.fresh))
             if isinstance(entry.work, Continuation):
                 self.active.append(entry.work)

@@ -20,6 +20,7 @@ from llm_mcts.errors import ModelError, QuestionError
 from llm_mcts.prompts import Encoder, chat_template_of
 from llm_mcts.types import Usage, meter
 
+
 def model_folder(model: str) -> str:
     """The folder or hub id that a model name stands for; a folder must hold a config, weights and a tokenizer."""
     if model == EMBEDDED:

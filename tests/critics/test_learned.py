@@ -157,7 +157,9 @@ def orm(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 def test_the_solver_judges_finished_solutions_by_the_learned_sum(tiny_model: Path, orm: Path, tmp_path: Path) -> None:
     Combination({"orm": 0.0, "likelihood": 1.0}, 0.0).save(tmp_path / "sum.json")
     engine = TransformersEngine(EngineConfig(str(tiny_model)))
-    critic = load_critics(CriticsConfig(orm=str(orm), finished=str(tmp_path / "sum.json")), engine, PromptFormat(PromptConfig()))
+    critic = load_critics(
+        CriticsConfig(orm=str(orm), finished=str(tmp_path / "sum.json")), engine, PromptFormat(PromptConfig())
+    )
     assert critic is not None
     finished = [STATES[0], STATES[2]]
     assert run(critic.score(finished)) == pytest.approx(run(likelihood(tiny_model).score(finished)), rel=1e-5)

@@ -111,7 +111,9 @@ def test_the_solver_shares(folders: dict[str, Path], tiny_model: Path) -> None:
     assert sum(held.values()) < 2 * base  # the tiny model's adapters are large beside it; packed weights are no parameters
 
 
-def test_what_cannot_share_is_refused(folders: dict[str, Path], shared: SharedBackbone, tiny_model: Path, tmp_path: Path) -> None:
+def test_what_cannot_share_is_refused(
+    folders: dict[str, Path], shared: SharedBackbone, tiny_model: Path, tmp_path: Path
+) -> None:
     whole = tmp_path / "whole"
     CriticModel.create("orm", str(tiny_model), HeadConfig(width=16)).save_pretrained(whole)
     with pytest.raises(ModelError, match="no LoRA adapter; expected one on"):

@@ -6,7 +6,6 @@ import gc
 import random
 from collections.abc import Iterator
 from functools import cache
-from math import exp, log
 from pathlib import Path
 from typing import Any
 
