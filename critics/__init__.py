@@ -2,7 +2,9 @@
 
 from critics.base import AGGREGATES, ModelCritic
 from critics.combine import Combination, CriticWeights, LogisticCritic, WeightedCritic
+from critics.genrm import GenerativeVerifier, VerifierConfig
 from critics.likelihood import LikelihoodCritic
+from critics.loading import load_critic
 from critics.modeling import CriticModel, HeadConfig
 
 __all__ = [
@@ -10,9 +12,12 @@ __all__ = [
     "Combination",
     "CriticModel",
     "CriticWeights",
+    "GenerativeVerifier",
     "HeadConfig",
     "LikelihoodCritic",
     "LogisticCritic",
     "ModelCritic",
+    "VerifierConfig",
     "WeightedCritic",
+    "load_critic",
 ]

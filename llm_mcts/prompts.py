@@ -21,6 +21,8 @@ SYSTEM = (
     "End with a last line of the form '#### N' where N is the final number alone."
 )
 
+RATIONALE = "Let's verify step by step."
+
 # Worked examples of the few-shot style, written for this project.
 EXAMPLES = [
     (
@@ -112,6 +114,31 @@ class PromptFormat:
             assert self._chat_template is not None
             return (self._chat_template([{"role": "user", "content": asked}]),)
         return (f"{asked}\nReply:",)
+
+    def verification(self, state: State, asked: str, rationale: bool = False) -> tuple[str, ...]:
+        """The question `asked` about a solution, up to where the reply begins: its rationale, or the verdict itself.
+
+        In the plain and few_shot styles it stands behind the solution, whose tokens are then the policy's own; a chat
+        puts question and solution into one message.
+        """
+        if self.config.style == "chat":
+            assert self._chat_template is not None
+            how = f"{RATIONALE} End with the line '{asked}' and your verdict." if rationale else asked
+            message = f"Problem: {state.question}\n\nSolution:\n{state.text or '(nothing yet)'}\n\n{how}"
+            return (self._chat_template([{"role": "user", "content": message}]),)
+        return (*self.segments(state), f"{RATIONALE}\n" if rationale else asked)
+
+    def critique(self, state: State, reference: str, asked: str) -> tuple[str, ...]:
+        """A call for a rationale about a solution with a right one in view (GenRM's reference-guided critiques)."""
+        text = (
+            f"Problem: {state.question}\n\nReference solution:\n{reference}\n\nSolution to be judged:\n{state.text}\n\n"
+            "Check the solution line by line, without a word about the reference solution. "
+            f"End with the line '{asked}' and your verdict."
+        )
+        if self.config.style == "chat":
+            assert self._chat_template is not None
+            return (self._chat_template([{"role": "user", "content": text}]),)
+        return (f"{text}\n\n{RATIONALE}\n",)
 
     def states_answer(self, line: str) -> bool:
         """Whether the line ends the solution."""

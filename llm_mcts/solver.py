@@ -35,7 +35,7 @@ class CriticsConfig:
     prm: str | None = None
     """Folder of a process reward model."""
     orm: str | None = None
-    """Folder of an outcome reward model."""
+    """Folder of an outcome reward model, or of a generative verifier."""
     value_weight: float = 1.0
     """Weight of the value model on unfinished solutions, at least 0. AlphaLLM: 1."""
     prm_weight: float = 1.0
@@ -100,26 +100,20 @@ def load_critics(
     """
     if not (config.value or config.prm or config.orm or config.finished):
         return None
-    from critics import Combination, CriticModel, CriticWeights, LikelihoodCritic, LogisticCritic, ModelCritic, WeightedCritic
-    from llm_mcts.engines.packing import pack_linears
-    from llm_mcts.engines.transformers import resolve_device
+    from critics import Combination, CriticWeights, LikelihoodCritic, LogisticCritic, WeightedCritic, load_critic
 
-    def load(folder: str | None, kind: Any, aggregate: str = "last") -> ModelCritic | None:
-        if folder is None:
-            return None
-        model = CriticModel.from_pretrained(folder, kind, shared=shared).to(resolve_device("auto"))
-        if shared is None:
-            pack_linears(model.backbone)
-        return ModelCritic(model, aggregate)
+    def load(folder: str | None, kinds: tuple[str, ...], aggregate: str = "last") -> Critic | None:
+        return None if folder is None else load_critic(folder, kinds, aggregate, shared)
 
     weights = CriticWeights(config.value_weight, config.prm_weight)
-    value, prm, orm = load(config.value, "value"), load(config.prm, "prm", config.prm_aggregate), load(config.orm, "orm")
+    value, orm = load(config.value, ("value",)), load(config.orm, ("orm", "genrm"))
+    prm = load(config.prm, ("prm",), config.prm_aggregate)
     if config.finished is None:
         return WeightedCritic(value, prm, orm, weights)
     learned = Combination.load(config.finished)
     parts: dict[str, Critic | None] = {"value": value, "orm": orm}
     if "prm" in learned.weights:
-        parts["prm"] = load(config.prm, "prm", learned.prm_aggregate)
+        parts["prm"] = load(config.prm, ("prm",), learned.prm_aggregate)
     if "likelihood" in learned.weights:
         parts["likelihood"] = LikelihoodCritic(engine, prompt)
     finished = LogisticCritic({name: critic for name, critic in parts.items() if critic is not None}, learned)

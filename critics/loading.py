@@ -1,0 +1,96 @@
+"""Any critic checkpoint as a critic: a backbone with a head, or a language model that judges in words."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from safetensors import SafetensorError
+
+from critics.base import ModelCritic
+from critics.genrm import VERDICTS, GenerativeVerifier, VerdictKind, VerifierConfig
+from critics.modeling import CriticModel
+from llm_mcts.engines.base import EngineConfig
+from llm_mcts.engines.packing import pack_linears
+from llm_mcts.engines.transformers import TransformersEngine, first_line, load_tokenizer, resolve_device
+from llm_mcts.errors import ModelError
+from llm_mcts.prompts import PromptConfig, PromptFormat
+from llm_mcts.types import State
+
+if TYPE_CHECKING:
+    from llm_mcts.engines.adapters import SharedBackbone
+
+VERIFIER_FILE = "verifier.json"
+"""What makes a language model's folder a verifier's."""
+
+
+@dataclass(frozen=True)
+class VerifierFile:
+    """What a verifier's checkpoint says of itself."""
+
+    kind: VerdictKind
+    base: str
+    prompt: dict[str, Any]
+    verifier: dict[str, Any]
+
+
+class StepCritic(Protocol):
+    """A critic that also tells what it thinks of every prefix."""
+
+    async def score(self, states: Sequence[State]) -> list[float]:
+        """One score in [0, 1] a state."""
+        ...
+
+    async def step_scores(self, states: Sequence[State]) -> list[list[float]]:
+        """The scores of prefixes, the whole state's last."""
+        ...
+
+
+def load_critic(
+    folder: str | Path, kinds: Sequence[str] = (), aggregate: str = "last", shared: "SharedBackbone | None" = None
+) -> ModelCritic | GenerativeVerifier:
+    """Load a critic for scoring.
+
+    Args:
+        folder: a critic's checkpoint.
+        kinds: what it may be; empty: anything.
+        aggregate: how a PRM's steps become one score.
+        shared: the base model to load its adapter onto.
+
+    Raises:
+        ModelError: the folder holds no critic, or one of another kind.
+    """
+    folder = Path(folder)
+    if (folder / VERIFIER_FILE).exists():
+        return _load_verifier(folder, kinds, aggregate, shared)
+    model = CriticModel.from_pretrained(folder, shared=shared).to(resolve_device("auto"))
+    _check_kind(folder, model.kind, kinds)
+    if shared is None:
+        pack_linears(model.backbone)
+    return ModelCritic(model, aggregate)
+
+
+def _load_verifier(folder: Path, kinds: Sequence[str], aggregate: str, shared: "SharedBackbone | None") -> GenerativeVerifier:
+    try:
+        about = VerifierFile(**json.loads((folder / VERIFIER_FILE).read_text(encoding="utf-8")))
+        prompt = PromptConfig(**{**about.prompt, "answer_markers": tuple(about.prompt["answer_markers"])})
+        config = VerifierConfig(**about.verifier)
+        known = about.kind in VERDICTS
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{folder / VERIFIER_FILE} is damaged ({first_line(error)}); train the verifier again") from error
+    if not known:
+        raise ModelError(f"{folder} holds a verifier of kind '{about.kind}'; expected one of {', '.join(VERDICTS)}")
+    _check_kind(folder, about.kind, kinds)
+    config_of_engine = EngineConfig(str(folder))
+    if shared:
+        view = shared.as_lm(shared.add(folder))
+        engine = TransformersEngine(config_of_engine, model=view, tokenizer=load_tokenizer(str(folder)))
+    else:
+        engine = TransformersEngine(config_of_engine)
+    return GenerativeVerifier(engine, PromptFormat(prompt, engine.chat_template), about.kind, config, aggregate)
+
+
+def _check_kind(folder: Path, kind: str, kinds: Sequence[str]) -> None:
+    if kinds and kind not in kinds:
+        raise ModelError(f"{folder} holds a critic of kind '{kind}'; expected '{' or '.join(kinds)}'")

@@ -1,0 +1,179 @@
+"""Training verifiers: the mixed loss by hand, what counts in a row, rationales, and that it learns."""
+
+import asyncio
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from critics import VerifierConfig, load_critic
+from critics.genrm import VERDICTS, GenerativeVerifier
+from critics.modeling import LoraSpec
+from llm_mcts.engines.adapters import SharedBackbone
+from llm_mcts.engines.base import Completion, Request
+from llm_mcts.engines.transformers import TransformersEngine, load_causal_lm, load_tokenizer
+from llm_mcts.errors import DataError, ModelError
+from llm_mcts.prompts import RATIONALE, Encoder, PromptConfig, PromptFormat
+from llm_mcts.types import State, Step
+from trainers.base import TrainConfig
+from trainers.datasets import SolutionRow, StepRow
+from trainers.genrm import GenRMConfig, VerdictRow, balanced, encode_verdict, train_genrm, verdict_rows
+from trainers.losses import mixed_next_token_loss
+from trainers.rationales import arithmetic_rationale, evaluate, model_rationales
+
+QUESTION = "Ann has 5 apples and buys 3 more. How many?"
+RIGHT = VerdictRow("p", QUESTION, ("Ann has 5 + 3 = 8 apples.", "#### 8"), True)
+WRONG = VerdictRow("p", QUESTION, ("Ann has 5 + 3 = 9 apples.", "#### 9"), False)
+PLAIN = PromptFormat(PromptConfig())
+
+
+def test_the_mixed_loss_by_hand() -> None:
+    # Two words; token t + 1 is predicted at t. p(token 1) is 0.25 at position 0, 0.5 at 1, 0.8 at 2.
+    p = torch.tensor([[[0.75, 0.25], [0.5, 0.5], [0.2, 0.8], [0.5, 0.5]]])
+    ids = torch.tensor([[0, 1, 1, 1]])
+    verify = torch.tensor([[False, True, False, False]])
+    solve = torch.tensor([[False, False, True, True]])
+    # -log 0.25 + 1/3 * (-log 0.5 - log 0.8) / 2
+    expected = -log(0.25) + (-log(0.5) - log(0.8)) / 2 / 3
+    assert float(mixed_next_token_loss(p.log(), ids, verify, solve, 1 / 3)) == pytest.approx(expected, abs=1e-6)
+    nothing = torch.zeros_like(verify)
+    assert float(mixed_next_token_loss(p.log(), ids, verify, nothing, 1 / 3)) == pytest.approx(-log(0.25), abs=1e-6)
+    alone = float(mixed_next_token_loss(p.log(), ids, nothing, solve, 0.5))
+    assert alone == pytest.approx((-log(0.5) - log(0.8)) / 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("rationale", ["", "5 + 3 = 8.\nEach step follows."])
+def test_only_the_reply_counts(tiny_model: Path, rationale: str) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    row = VerdictRow("p", QUESTION, RIGHT.steps, False, rationale)
+    encoded = encode_verdict(row, "genrm", PLAIN, Encoder(tokenizer), tokenizer.eos_token_id)
+    counted = [token for token, mask in zip(encoded.ids, encoded.mask, strict=True) if mask]
+    asked = VERDICTS["genrm"].question
+    assert tokenizer.decode(counted[:-1]) == (f"{rationale}\n{asked} No" if rationale else " No")
+    assert counted[-1] == tokenizer.eos_token_id
+    prompt = tokenizer.decode([token for token, mask in zip(encoded.ids, encoded.mask, strict=True) if not mask])
+    assert prompt.endswith(f"#### 8\n{RATIONALE}\n" if rationale else f"#### 8\n{asked}")
+
+
+def test_a_verifiers_tokens_are_the_trainers(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    encode = Encoder(tokenizer)
+    encoded = encode_verdict(RIGHT, "prm", PLAIN, encode, tokenizer.eos_token_id)
+    seen: list[list[int]] = []
+
+    class Engine:
+        async def logprobs(self, prompt: Any, continuations: Any) -> list[list[float]]:
+            seen.append(encode([*prompt, *continuations[0]]))
+            return [[-1.0] for _ in continuations]
+
+    critic = GenerativeVerifier(Engine(), PLAIN, "prm")  # type: ignore[arg-type]
+    asyncio.run(critic.score([State(QUESTION, tuple(map(Step, RIGHT.steps)))]))
+    assert seen[-1] == encoded.ids[:-1]
+
+
+def test_rows_from_outcomes_and_from_steps() -> None:
+    assert verdict_rows([SolutionRow("p", QUESTION, RIGHT.steps, 1.0), SolutionRow("p", QUESTION, WRONG.steps, 0.0)]) == [
+        RIGHT,
+        WRONG,
+    ]
+    steps = verdict_rows([StepRow("p", QUESTION, ("a", "b", "c"), (0.5, None, 0.49))])
+    assert [(row.steps, row.right) for row in steps] == [(("a",), True), (("a", "b", "c"), False)]
+
+
+def test_rows_are_balanced_and_not_repeated() -> None:
+    rows = [VerdictRow("p", "q", (str(i % 4),), i < 5) for i in range(8)]
+    kept = balanced(rows, 2)
+    assert [(row.steps, row.right) for row in kept] == [(("0",), True), (("1",), True), (("1",), False), (("2",), False)]
+
+
+def test_rationales_by_arithmetic() -> None:
+    assert arithmetic_rationale(RIGHT) == "5 + 3 = 8.\nEach step follows."
+    assert arithmetic_rationale(WRONG) == "5 + 3 = 8, not 9."
+    longer = VerdictRow("p", "q", ("So 2 * (3 + 4) = 14 and 14 / 4 = 3.5.", "Then 5 - 7 = -2.", "#### -2"), False)
+    assert arithmetic_rationale(longer) == "2 * (3 + 4) = 14.\n14 / 4 = 7/2.\n5 - 7 = -2.\nA step does not follow."
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2 * (3 + 4)", 14),
+        ("7 - 2 - 1", 4),
+        ("-3 + 1", -2),
+        ("1 / 0", None),
+        ("2 ** 9", None),
+        ("x + 1", None),
+        ("(", None),
+        ("1 +", None),
+    ],
+)
+def test_expressions(text: str, value: int | None) -> None:
+    assert evaluate(text) == value
+
+
+class Critic:
+    """Writes the critiques it was given, one list a row in order; its verdict is yes where the critique says fine."""
+
+    chat_template = None
+
+    def __init__(self, *replies: list[tuple[str, str]]) -> None:
+        self.replies, self.prompts = list(replies), list[str]()
+
+    async def generate(self, request: Request) -> list[Completion]:
+        self.prompts.append("".join(request.prompt))
+        return [Completion(text, -1.0, 3, reason) for text, reason in self.replies.pop(0)]  # type: ignore[arg-type]
+
+    async def logprobs(self, prompt: Any, continuations: Any) -> list[list[float]]:
+        yes = -0.1 if "fine" in "".join(prompt) else -3.0
+        return [[yes], [-1.0]]
+
+
+def test_critiques_by_a_model_are_kept_when_their_verdict_is_the_label() -> None:
+    engine = Critic(
+        [("fine.", "stop"), ("bad.", "stop"), ("fine", "length")], [("fine.", "stop"), ("bad.", "stop"), ("", "stop")]
+    )
+    rows = [RIGHT, WRONG, VerdictRow("q", QUESTION, ("1",), True)]
+    kept, refused = asyncio.run(model_rationales(rows, {"p": "5 + 3 = 8\n#### 8"}, engine, PLAIN, per_row=3))  # type: ignore[arg-type]
+    assert [(row.steps, row.right, row.rationale) for row in kept] == [
+        (RIGHT.steps, True, "fine."),
+        (WRONG.steps, False, "bad."),
+    ]
+    assert dict(refused) == {"verdict against the label": 2, "no verdict": 2, "no reference solution": 3}
+    assert "Reference solution:\n5 + 3 = 8\n#### 8\n" in engine.prompts[0]
+
+
+@pytest.mark.parametrize("rationales", [0, 1])
+def test_it_learns_its_verdicts(tiny_model: Path, tmp_path: Path, rationales: int) -> None:
+    rows = [RIGHT, WRONG]
+    if rationales:
+        rows = [VerdictRow(r.problem, r.question, r.steps, r.right, arithmetic_rationale(r)) for r in rows]
+    config = TrainConfig(epochs=150, learning_rate=1e-2, batch_size=4)
+    genrm = GenRMConfig(verifier=VerifierConfig(rationales, 0.0, 60))
+    metrics = train_genrm(rows, str(tiny_model), tmp_path / "verifier", config, genrm)
+    assert metrics["rows"] == 3  # two verdicts, one solution to imitate
+    critic = load_critic(tmp_path / "verifier", ("genrm",))
+    states = [State(QUESTION, tuple(map(Step, row.steps))) for row in rows]
+    right, wrong = asyncio.run(critic.score(states))
+    assert right > 0.9
+    assert wrong < 0.1
+    with pytest.raises(ModelError, match="kind 'genrm'; expected 'value'"):
+        load_critic(tmp_path / "verifier", ("value",))
+
+
+def test_an_adapter_on_a_shared_backbone_judges_as_it_does_alone(tiny_model: Path, tmp_path: Path) -> None:
+    config = TrainConfig(epochs=3, learning_rate=1e-1, batch_size=4, lora=LoraSpec(rank=4))
+    train_genrm([RIGHT, WRONG], str(tiny_model), tmp_path / "verifier", config)
+    assert (tmp_path / "verifier" / "adapter_config.json").exists()
+    states = [State(QUESTION, tuple(map(Step, row.steps))) for row in (RIGHT, WRONG)]
+    alone = asyncio.run(load_critic(tmp_path / "verifier").score(states))
+    shared = SharedBackbone(load_causal_lm(str(tiny_model), torch.float32, torch.device("cpu")), str(tiny_model))
+    together = load_critic(tmp_path / "verifier", shared=shared)
+    base = GenerativeVerifier(TransformersEngine(model=shared.as_lm(None), tokenizer=load_tokenizer(str(tiny_model))), PLAIN)
+    assert asyncio.run(together.score(states)) == pytest.approx(alone, rel=1e-3)
+    assert asyncio.run(base.score(states)) != pytest.approx(alone, rel=1e-2)
+
+
+def test_rows_that_do_not_fit_the_verifier_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no rationale and verifier\.rationales is 4"):
+        train_genrm([RIGHT], str(tiny_model), tmp_path / "v", TrainConfig(), GenRMConfig(verifier=VerifierConfig(4)))

@@ -1,0 +1,147 @@
+"""Training a language model to judge in words: next-token loss on verdicts, mixed with solving.
+
+    L = L_verify + lambda * L_correct                                                        (GenRM, arXiv 2408.15240)
+
+L_verify is the loss on the verdict, and on the rationale in front of it where there is one; L_correct that on right
+solutions. The same trainer serves the ORM and the PRM by token probability, whose verdicts are other words.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from critics.genrm import VERDICTS, VerdictKind, VerifierConfig
+from critics.loading import VERIFIER_FILE, VerifierFile
+from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer, resolve_device
+from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
+from llm_mcts.types import State, Step
+from trainers.base import Encoded, TrainConfig, encode_solution, fit, save_atomically
+from trainers.datasets import SolutionRow, StepRow
+from trainers.losses import mixed_next_token_loss
+
+VERIFY, SOLVE = 0.0, 1.0
+"""What a token of a mixed batch belongs to (the `labels` of its row)."""
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """A solution, or a prefix of one, with its verdict; `rationale` is empty for a direct one."""
+
+    problem: str
+    question: str
+    steps: tuple[str, ...]
+    right: bool
+    rationale: str = ""
+
+
+@dataclass(frozen=True)
+class GenRMConfig:
+    """What a verifier learns from."""
+
+    kind: VerdictKind = "genrm"
+    """genrm: Yes or No about a solution; orm, prm: the words of AlphaLLM's critics."""
+    solving_weight: float = 1 / 3
+    """lambda: weight of the loss on right solutions, at least 0; the paper leaves it open."""
+    per_problem: int = 16
+    """Most right and most wrong solutions of one problem, at least 1. GenRM: 16."""
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    """How the trained verifier is asked, kept in its checkpoint; with rationales, all rows need one."""
+
+    def __post_init__(self) -> None:
+        if self.solving_weight < 0 or self.per_problem < 1:
+            raise ConfigError(
+                f"genrm with solving_weight={self.solving_weight}, per_problem={self.per_problem}; "
+                "expected at least 0, at least 1"
+            )
+
+
+def verdict_rows(rows: Sequence[SolutionRow | StepRow]) -> list[VerdictRow]:
+    """Outcome rows as verdicts on whole solutions; step rows as one on each labelled step, right from 0.5 on."""
+    found = []
+    for row in rows:
+        if isinstance(row, SolutionRow):
+            found.append(VerdictRow(row.problem, row.question, row.steps, row.label >= 0.5))
+            continue
+        for i, label in enumerate(row.labels):
+            if label is not None:
+                found.append(VerdictRow(row.problem, row.question, row.steps[: i + 1], label >= 0.5))
+    return found
+
+
+def balanced(rows: Sequence[VerdictRow], per_problem: int) -> list[VerdictRow]:
+    """At most `per_problem` right and as many wrong rows of each problem, the first of each, without repetitions."""
+    kept: dict[tuple[str, bool], dict[tuple[str, ...], VerdictRow]] = defaultdict(dict)
+    for row in rows:
+        group = kept[row.question, row.right]
+        if len(group) < per_problem:
+            group.setdefault(row.steps, row)
+    return [row for group in kept.values() for row in group.values()]
+
+
+def encode_verdict(row: VerdictRow, kind: VerdictKind, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
+    """What the verifier is asked and the reply that counts: rationale, question and verdict, then the end of the text."""
+    verdict = VERDICTS[kind]
+    state = State(row.question, tuple(Step(text) for text in row.steps))
+    prompt = fmt.verification(state, verdict.question, rationale=bool(row.rationale))
+    word = verdict.yes if row.right else verdict.no
+    reply = (f"{row.rationale.strip()}\n", verdict.question, word) if row.rationale else (word,)
+    ids, start = [*encode((*prompt, *reply)), eos], len(encode(prompt))
+    return Encoded(ids, [VERIFY] * len(ids), [i >= start for i in range(len(ids))])
+
+
+def train_genrm(
+    rows: Sequence[VerdictRow],
+    start: str,
+    out: Path,
+    config: TrainConfig,
+    genrm: GenRMConfig | None = None,
+    prompt: PromptConfig | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Train model `start` on verdicts and on solving, and write the verifier's checkpoint to `out`.
+
+    Raises:
+        DataError: rows with rationales for a verifier without, or the other way round.
+    """
+    genrm = genrm or GenRMConfig()
+    if odd := [row for row in rows if bool(row.rationale) != bool(genrm.verifier.rationales)]:
+        raise DataError(
+            f"a row of question {odd[0].question!r} has {'a' if odd[0].rationale else 'no'} rationale and "
+            f"verifier.rationales is {genrm.verifier.rationales}; expected rationales in all rows and above 0, or in none and 0"
+        )
+    rows = balanced(rows, genrm.per_problem)
+    tokenizer, model = load_tokenizer(start), load_causal_lm(start, torch.float32, resolve_device("auto"))
+    if config.lora.rank > 0:
+        from peft import get_peft_model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = get_peft_model(model, config.lora.peft_config("CAUSAL_LM"))
+    fmt, encode = PromptFormat(prompt or PromptConfig(), chat_template_of(tokenizer)), Encoder(tokenizer)
+    encoded = [encode_verdict(row, genrm.kind, fmt, encode, tokenizer.eos_token_id) for row in rows]
+    if genrm.solving_weight > 0:
+        solved = dict.fromkeys((row.problem, row.question, row.steps) for row in rows if row.right and genrm.kind != "prm")
+        encoded += [encode_solution(SolutionRow(*one, SOLVE), fmt, encode, tokenizer.eos_token_id) for one in solved]
+
+    def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        solving = batch["mask"] & (batch["labels"] == SOLVE)
+        return mixed_next_token_loss(logits, batch["input_ids"], batch["mask"] & ~solving, solving, genrm.solving_weight)
+
+    metrics = fit(model, encoded, batch_loss, config, seed)
+    about = VerifierFile(genrm.kind, start, asdict(fmt.config), asdict(genrm.verifier))
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / VERIFIER_FILE).write_text(json.dumps(asdict(about), indent=2) + "\n")
+
+    save_atomically(save, out)
+    return metrics

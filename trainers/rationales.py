@@ -1,0 +1,134 @@
+"""Rationales for a verifier to learn from: why a solution is right or wrong, ending in a verdict known to be true.
+
+model        a language model criticises the solution with a reference solution in view; kept when its verdict is the label
+             (GenRM, arXiv 2408.15240, reference-guided critiques)
+arithmetic   the written equations are worked out again, without a model: for tasks whose steps are equations (the paper,
+             too, writes rationales by program where a task allows it)
+
+Every refusal has a reason, and reasons are counted.
+"""
+
+import ast
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from critics.genrm import VERDICTS
+from llm_mcts.engines.base import Engine, Request
+from llm_mcts.prompts import PromptFormat
+from llm_mcts.seeding import derive_seed
+from llm_mcts.types import State, Step
+from trainers.genrm import VerdictRow
+
+EQUATION = re.compile(r"([\d(][\d\s.+\-*/()]*?)\s*=\s*(-?\d+(?:\.\d+)?)")
+"""An expression in figures and what it is said to be."""
+
+
+def arithmetic_rationale(row: VerdictRow) -> str:
+    """One line an equation, up to the first that is wrong; where all hold, whether the steps follow from the question."""
+    lines: list[str] = []
+    for text in row.steps:
+        for expression, stated in EQUATION.findall(text):
+            value = evaluate(expression)
+            if value is None:
+                continue
+            shown = str(value)
+            if value != Fraction(stated):
+                return "\n".join([*lines, f"{expression.strip()} = {shown}, not {stated}."])
+            lines.append(f"{expression.strip()} = {shown}.")
+    return "\n".join([*lines, "Each step follows." if row.right else "A step does not follow."])
+
+
+def evaluate(expression: str) -> Fraction | None:
+    """The value of an expression of numbers, + - * / and brackets; None for anything else, or a division by zero."""
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
+        return None
+
+
+def _value(node: ast.expr) -> Fraction:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return Fraction(str(node.value))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.BinOp):
+        a, b = _value(node.left), _value(node.right)
+        if isinstance(node.op, ast.Add):
+            return a + b
+        if isinstance(node.op, ast.Sub):
+            return a - b
+        if isinstance(node.op, ast.Mult):
+            return a * b
+        if isinstance(node.op, ast.Div):
+            return a / b
+    raise ValueError("not an expression of numbers")
+
+
+async def model_rationales(
+    rows: Sequence[VerdictRow],
+    references: Mapping[str, str],
+    engine: Engine,
+    prompt: PromptFormat,
+    per_row: int = 1,
+    max_tokens: int = 256,
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> tuple[list[VerdictRow], Counter[str]]:
+    """Rows with critiques that a model wrote with the reference solution in view, and why others were refused.
+
+    Args:
+        rows: verdicts without rationale.
+        references: problem id -> a right solution.
+        engine: runs the model that writes them.
+        prompt: its format.
+        per_row: critiques sampled a row.
+        max_tokens: longest critique.
+        temperature: of sampling.
+        seed: same seed, same critiques.
+    """
+    found = await asyncio.gather(
+        *(_criticise(row, references.get(row.problem), engine, prompt, per_row, max_tokens, temperature, seed) for row in rows)
+    )
+    reasons: Counter[str] = Counter()
+    kept = []
+    for accepted, refused in found:
+        kept += accepted
+        reasons.update(refused)
+    return kept, reasons
+
+
+async def _criticise(
+    row: VerdictRow,
+    reference: str | None,
+    engine: Engine,
+    prompt: PromptFormat,
+    n: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> tuple[list[VerdictRow], list[str]]:
+    """One row's critiques whose verdict is its label, and the reasons against the others."""
+    if reference is None:
+        return [], ["no reference solution"] * n
+    verdict = VERDICTS["genrm"]
+    state = State(row.question, tuple(Step(text) for text in row.steps))
+    opening = prompt.critique(state, reference, verdict.question)
+    derived = derive_seed(seed, "critique", row.question, *row.steps)
+    replies = await engine.generate(Request(opening, n, max_tokens, temperature, (verdict.question,), derived))
+    kept, refused = [], []
+    for reply in replies:
+        rationale = reply.text.strip()
+        if reply.finish_reason != "stop" or not rationale:
+            refused.append("no verdict")
+            continue
+        asked = (*opening, f"{rationale}\n", verdict.question)
+        yes, no = (sum(logprobs) for logprobs in await engine.logprobs(asked, [(verdict.yes,), (verdict.no,)]))
+        if (yes > no) == row.right:
+            kept.append(replace(row, rationale=rationale))
+        else:
+            refused.append("verdict against the label")
+    return kept, refused
