@@ -117,6 +117,10 @@ class Server:
         """Let nobody in any more; end when those inside are done. From another thread or a signal handler too."""
         self.gate.close()
 
+    def close(self) -> None:
+        """Stop listening without having run."""
+        self._socket.close()
+
 
 def _check_installed() -> None:
     try:

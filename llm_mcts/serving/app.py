@@ -92,7 +92,7 @@ class Answers:
 
     async def answer(self, request: Request) -> Response:
         """Search, and reply whole or as a stream."""
-        body = parse_json(await _read_body(request, self.limits.body))
+        body = parse_json(await _read_body(request, self.limits))
         asked = read_request(body, self.model, self.solver.config.search, self.limits)
         search, stream = Search(self._solve(asked), request.receive), None
         try:
@@ -161,19 +161,23 @@ def _too_slow(seconds: float) -> RequestError:
     return RequestError(504, message, code="timeout", x_should_retry="false")
 
 
-async def _read_body(request: Request, most: int) -> bytes:
-    """The body of a JSON request, no longer than `most` bytes."""
+async def _read_body(request: Request, limits: LimitsConfig) -> bytes:
+    """The body of a JSON request, if it is short enough and comes in time."""
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":
         raise RequestError(415, f"the content type is '{kind}'; expected application/json")
-    too_long = RequestError(413, f"the body is longer than {most} bytes, the most that is read", connection="close")
-    if int(request.headers.get("content-length", 0)) > most:
+    too_long = RequestError(413, f"the body is longer than {limits.body} bytes, the most that is read", connection="close")
+    if int(request.headers.get("content-length", 0)) > limits.body:
         raise too_long
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > most:
-            raise too_long
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limits.body:
+                    raise too_long
+    except TimeoutError as error:
+        raise RequestError(408, f"the body did not come within {limits.seconds:g} s", connection="close") from error
     return bytes(body)
 
 

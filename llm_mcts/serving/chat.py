@@ -173,14 +173,14 @@ def _read_messages(messages: Any, longest: int) -> tuple[str, tuple[str, ...]]:
         _refuse("messages", messages, 'a list of messages, as [{"role": "user", "content": "…"}]')
     *before, last = messages
     if last.get("role") != "user":
-        _refuse("messages", f"a list that ends with role {last.get('role')!r}", "the question as last message, of role user")
+        _refuse("messages", last.get("role"), "as last role user, with the question")
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if extra := {name for name, value in message.items() if value is not None} - {"role", "content", "name"}:
             raise RequestError(
                 400, f"{where} has {min(extra)!r}; expected role and content only", where, "unsupported_parameter"
             )
-        if message is not last and message.get("role") not in ("system", "developer"):
+        if i < len(before) and message.get("role") not in ("system", "developer"):
             raise RequestError(
                 400,
                 f"{where} is an earlier turn of role {reprlib.repr(message.get('role'))}; expected one user message: every "
