@@ -5,7 +5,7 @@
 
 The socket is bound before the model is loaded, so that a port in use is told at once. The first SIGINT or SIGTERM closes the
 gate: new questions and /health get 503, searches under way may finish for a while, then the process ends with status 0. The
-second ends it at once. The model runs on the server's own event loop: between two of its batch steps requests are read.
+second ends them at once. The model runs on the server's own event loop: between two of its batch steps requests are read.
 """
 
 import os
@@ -114,7 +114,7 @@ class Server:
         await self._uvicorn.serve([self._socket])
 
     def stop(self) -> None:
-        """Let nobody in any more; end when those inside are done. From another thread or a signal handler too."""
+        """As the signals do. From another thread or a signal handler too."""
         self.gate.close()
 
     def close(self) -> None:
@@ -140,7 +140,8 @@ def bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --host or --port") from error
+        reason = str(error.strerror).partition(" (while")[0]  # what follows repeats the address
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from error
 
 
 def _uvicorn_server(app: Any, gate: Gate, solver: Solver) -> "uvicorn.Server":
@@ -149,8 +150,6 @@ def _uvicorn_server(app: Any, gate: Gate, solver: Solver) -> "uvicorn.Server":
 
     class Draining(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            if gate.closed:
-                self.should_exit = self.force_exit = True
             gate.close()
 
         async def on_tick(self, counter: int) -> bool:

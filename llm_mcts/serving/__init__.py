@@ -1,1 +1,5 @@
-"""The parts of the server: what is read and written (`chat`), what clients may ask for (`limits`), the endpoints (`app`)."""
+"""The parts of the server.
+
+`limits`: what clients may ask for, and who may search when; `chat`: requests; `reply`: replies; `app`: the endpoints, the only
+part that needs FastAPI.
+"""

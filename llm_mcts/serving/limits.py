@@ -91,8 +91,8 @@ class Gate:
         return self._closed_at is not None
 
     def close(self) -> None:
-        """Let nobody in any more."""
-        self._closed_at = time.monotonic()
+        """Let nobody in any more; called again, those inside get no further grace."""
+        self._closed_at = -inf if self.closed else time.monotonic()
 
     def drained(self) -> bool:
         """Whether the gate is closed and all are out; those who stay longer than the grace are told to leave."""

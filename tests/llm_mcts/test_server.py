@@ -502,6 +502,29 @@ def test_searches_may_finish_before_the_end(solver: Solver) -> None:
         assert b"200 OK" in connection.recv(100)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_grace(solver: Solver, signum: signal.Signals) -> None:
+    with running(solver, ENDLESS, limits={"grace": 60.0, "tokens": 10**9}) as served, hanging(served) as connection:
+        eventually(lambda: served.server.gate.running == 1)
+        served.server._uvicorn.handle_exit(signum, None)
+        time.sleep(0.3)
+        assert served.server.gate.running == 1
+        served.server._uvicorn.handle_exit(signum, None)
+        assert b"503" in connection.recv(100)
+
+
+def test_the_engine_is_closed_at_the_end() -> None:
+    closed: list[str] = []
+
+    class Closing(ScriptedEngine):
+        async def aclose(self) -> None:
+            closed.append("engine")
+
+    with running(Solver(engine=Closing(lambda _: []))):
+        assert closed == []
+    assert closed == ["engine"]
+
+
 @contextlib.contextmanager
 def started(*argv: str) -> Iterator[tuple[subprocess.Popen[str], openai.OpenAI]]:
     """The real command in a process of its own, and a client of it once it listens."""
@@ -542,7 +565,9 @@ def one_line(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
 def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"cannot listen on 127.0.0.1 port {port}" in one_line(capsys, ["--port", str(port)])
+        assert f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose" in one_line(
+            capsys, ["--port", str(port)]
+        )
 
 
 @pytest.mark.parametrize(

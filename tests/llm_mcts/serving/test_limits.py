@@ -36,7 +36,7 @@ class Visitors:
 def visit(limits: LimitsConfig, story: Callable[[Gate, Visitors], Awaitable[None]]) -> None:
     async def run() -> None:
         gate = Gate(limits)
-        await story(gate, Visitors(gate))
+        await asyncio.wait_for(story(gate, Visitors(gate)), timeout=5)
 
     asyncio.run(run())
 
@@ -112,6 +112,20 @@ def test_those_who_outstay_the_grace_are_cancelled() -> None:
         assert [task.cancelled() for task in tasks] == [True, True]
 
     visit(LimitsConfig(concurrent=1, grace=0.0), story)
+
+
+def test_closed_twice_there_is_no_grace() -> None:
+    async def story(gate: Gate, visitors: Visitors) -> None:
+        task = await visitors.arrive()
+        gate.close()
+        assert not gate.drained()
+        gate.close()
+        assert not gate.drained()  # it was told to leave only now
+        await turns()
+        assert gate.drained()
+        assert task.cancelled()
+
+    visit(LimitsConfig(grace=60.0), story)
 
 
 @pytest.mark.parametrize("name", ["concurrent", "question", "body", "tokens", "repeats", "width", "seconds", "keep_alive"])
