@@ -78,9 +78,11 @@ def build_search(search: str | Mapping[str, Any]) -> tuple[str, Any]:
     if not isinstance(name, str) or name not in SEARCHES:
         raise ConfigError(f"no search '{name}'{suggest(str(name), SEARCHES)}")
     try:
-        return name, _search_config(name, json.dumps(settings))
+        plain = json.dumps(settings)
     except TypeError as error:
         raise ConfigError(f"search {name} has a setting that is no plain value: {error}; expected numbers and texts") from error
+    try:
+        return name, _search_config(name, plain)
     except ConfigError as error:
         raise ConfigError(f"search {name}: {error}") from error
 

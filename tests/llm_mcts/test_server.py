@@ -172,21 +172,31 @@ def open_files() -> int:
     return len(os.listdir("/dev/fd"))
 
 
+async def all_at_once(served: Running, number: int) -> list[tuple[str, str]]:
+    """The ids and ends of as many answers, half of them streamed."""
+    search = {"search": {"name": "mcts", "num_simulations": 2}}
+
+    async with openai.AsyncOpenAI(base_url=served.server.url, api_key="none", max_retries=0, timeout=100) as client:
+
+        async def one(boxes: int) -> tuple[str, str]:
+            asked = chat(f"Mia has {boxes} boxes with 4 shells each. How many shells does Mia have?")
+            if boxes % 2:
+                reply = await client.chat.completions.create(**asked, extra_body=search)
+            else:
+                stream = await client.chat.completions.create(**asked, extra_body=search, stream=True)
+                *_, reply = [chunk async for chunk in stream]
+            return reply.id, reply.choices[0].finish_reason
+
+        return list(await asyncio.gather(*map(one, range(number))))
+
+
 def test_200_at_once_end_without_error_or_leak(served: Running) -> None:
-    search = {"name": "mcts", "num_simulations": 2}
-
-    async def all_at_once(number: int) -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=served.server.url, api_key="none", max_retries=0, timeout=100) as client:
-            questions = [f"Mia has {i} boxes with 4 shells each. How many shells does Mia have?" for i in range(number)]
-            work = [client.chat.completions.create(**chat(q), extra_body={"search": search}) for q in questions]
-            return list(await asyncio.gather(*work))
-
-    asyncio.run(all_at_once(2))
+    asyncio.run(all_at_once(served, 2))
     eventually(served.idle)
     tasks, files = served.tasks(), open_files()
-    replies = asyncio.run(all_at_once(200))
-    assert [reply.choices[0].finish_reason for reply in replies] == ["stop"] * 200
-    assert len({reply.id for reply in replies}) == 200
+    replies = asyncio.run(all_at_once(served, 200))
+    assert [end for _, end in replies] == ["stop"] * 200
+    assert len({name for name, _ in replies}) == 200
     eventually(served.idle)
     eventually(lambda: served.tasks() <= tasks)
     eventually(lambda: open_files() <= files)

@@ -85,6 +85,8 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ("search", {"name": ["mcts"]}),
         ("search", {"name": "mcts", "max_tokens": -1}),
         ("search", {"num_simulations": "many"}),
+        ("search", {"name": "mcts", "widening": "configs/quickstart.yaml"}),  # settings, never a file of the server's
+        ("search", {"name": "mcts", "widening": None}),
     ],
 )
 def test_the_field_that_is_refused_is_named(field: str, value: Any) -> None:
