@@ -5,6 +5,7 @@
     llm-mcts self-improve --out RUN       search, train, gate, round after round
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm) on rows from a file
     llm-mcts diagnose CRITIC [CRITIC …]   whether critics rank solutions, are calibrated and choose well
+    llm-mcts serve                        answer over HTTP, in OpenAI's form
 
 Every command takes --config FILE.yaml and settings as --KEY VALUE, with dotted keys for nested ones
 (--search.num_simulations 64); `llm-mcts COMMAND --help` lists them. --json prints JSON for machines.
@@ -145,12 +146,27 @@ def diagnose(argv: list[str]) -> None:
     print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
 
 
+def serve(argv: list[str]) -> None:
+    """Answer over HTTP, in OpenAI's form, until Ctrl-C."""
+    from llm_mcts.server import ServeConfig, Server
+
+    parser = _parser("serve", "llm-mcts serve --port 8000 --solver.search.name mcts --solver.search.num_simulations 16")
+    args, config = _parse(parser, ServeConfig, argv)
+    server = Server(config)
+    if server.warning:
+        print(f"llm-mcts: {server.warning}", file=sys.stderr)
+    ready = {"url": server.url, "model": config.name}
+    print(json.dumps(ready) if args.json else f"serving {config.name} at {server.url} (Ctrl-C stops)", flush=True)
+    server.run()
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "solve": solve,
     "evaluate": evaluate,
     "self-improve": improve,
     "train": train,
     "diagnose": diagnose,
+    "serve": serve,
 }
 
 

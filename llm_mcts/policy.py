@@ -1,6 +1,6 @@
 """The policy: a language model that proposes reasoning steps and completes solutions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf, log
 
 from llm_mcts.engines.base import Completion, Engine, Request
@@ -38,6 +38,11 @@ class LMPolicy:
     ) -> None:
         """`fast`: a cheaper policy that completes solutions in roll-outs (AlphaLLM's fast roll-out)."""
         self.engine, self.prompt, self.config, self.fast = engine, prompt, config or PolicyConfig(), fast
+
+    def at(self, temperature: float) -> "LMPolicy":
+        """The same policy, and its fast one, at another sampling temperature."""
+        fast = self.fast.at(temperature) if isinstance(self.fast, LMPolicy) else self.fast
+        return LMPolicy(self.engine, self.prompt, replace(self.config, temperature=temperature), fast)
 
     async def propose(self, state: State, n: int, seed: int) -> list[Step]:
         """Sample `n` next steps; equal texts become one step whose probability is the sum of theirs.

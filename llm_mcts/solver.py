@@ -5,8 +5,10 @@ print(Solver().solve("Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. 
 """
 
 import asyncio
+import json
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,12 +81,22 @@ def build_search(search: str | Mapping[str, Any]) -> tuple[str, Any]:
         raise ConfigError(f"search is {search!r}; expected a name, or a mapping with a name and settings")
     settings = {"name": search} if isinstance(search, str) else dict(search)
     name = settings.pop("name", "mcts")
-    if name not in SEARCHES:
+    if not isinstance(name, str) or name not in SEARCHES:
         raise ConfigError(f"no search '{name}'{suggest(str(name), SEARCHES)}")
     try:
-        return name, load_config(SEARCHES[name][1], settings)
+        plain = json.dumps(settings)
+    except TypeError as error:
+        raise ConfigError(f"search {name} has a setting that is no plain value: {error}; expected numbers and texts") from error
+    try:
+        return name, _search_config(name, plain)
     except ConfigError as error:
         raise ConfigError(f"search {name}: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _search_config(name: str, settings: str) -> Any:
+    """The configuration with the settings, in JSON: built once, for that takes longer than a small model's step."""
+    return load_config(SEARCHES[name][1], json.loads(settings))
 
 
 def load_critics(
@@ -224,16 +236,24 @@ class Solver:
         search: str | Mapping[str, Any] | None = None,
         seed: int | None = None,
         tree: Tree | None = None,
+        temperature: float | None = None,
     ) -> SearchResult:
-        """`solve` for callers with an event loop of their own; `seed` replaces the configured one."""
+        """`solve` for callers with an event loop of their own; `seed` and `temperature` replace the configured ones."""
         if not question.strip():
             raise QuestionError("the question is empty; expected some text")
         name, config = build_search(self.config.search if search is None else search)
         with metered() as usage:
             seed = self.config.seed if seed is None else seed
-            result = await SEARCHES[name][0](question, self.policy, self.critic, config, seed, tree)
+            policy = self.policy if temperature is None else self.policy.at(temperature)
+            result = await SEARCHES[name][0](question, policy, self.critic, config, seed, tree)
         result.usage = usage
         return result
+
+    async def aclose(self) -> None:
+        """Close the engines; the solver is not used after it."""
+        for policy in (self.policy, self.policy.fast):
+            if isinstance(policy, LMPolicy):
+                await policy.engine.aclose()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the solver's own event loop, so that models are always awaited on the same one."""

@@ -15,6 +15,7 @@ import pytest
 from critics.diagnose import DiagnoseConfig
 from llm_mcts.config import load_config
 from llm_mcts.evaluate import EvaluateConfig
+from llm_mcts.server import ServeConfig
 from llm_mcts.solver import Solver, SolverConfig
 from trainers.self_improve import SelfImproveConfig
 from trainers.train import TrainJob
@@ -147,6 +148,7 @@ CLASSES = {
     "evaluate": EvaluateConfig,
     "diagnose": DiagnoseConfig,
     "self_improve": SelfImproveConfig,
+    "serve": ServeConfig,
     "configs": SelfImproveConfig,
 }
 """Folder under configs (or configs itself) -> what its files configure."""

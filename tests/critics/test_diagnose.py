@@ -81,7 +81,11 @@ def test_diagnosis_of_two_critics(
 
     monkeypatch.setattr("critics.diagnose.Solver.asolve", sampled)
     assert main([*argv, "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out) == report
+    # In other batches, sums of float32 differ in the last digits.
+    rounded = [
+        json.loads(text, parse_float=lambda x: round(float(x), 5)) for text in (capsys.readouterr().out, json.dumps(report))
+    ]
+    assert rounded[0] == rounded[1]
 
 
 @pytest.mark.parametrize(

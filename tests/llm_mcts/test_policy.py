@@ -144,6 +144,18 @@ def test_what_the_engine_is_asked() -> None:
     ]
 
 
+def test_another_temperature_is_the_fast_policys_too() -> None:
+    prompt, state = PromptFormat(PromptConfig()), State("q")
+    engine, fast = FixedEngine(line("a")), FixedEngine(line("b"))
+    config = PolicyConfig(0.7, 11, 22)
+    policy = LMPolicy(engine, prompt, config, LMPolicy(fast, prompt, config)).at(1.5)
+    run(policy.propose(state, 5, 6))
+    assert isinstance(policy.fast, LMPolicy)
+    run(policy.fast.rollout(state, 7, 8))
+    assert engine.requests == [Request(("Question: q\nAnswer:\n",), 5, 11, 1.5, ("\n",), 6)]
+    assert fast.requests == [Request(("Question: q\nAnswer:\n",), 7, 22, 1.5, ("\nQuestion:",), 8)]
+
+
 @pytest.mark.parametrize("question", ["", "  \n\t"])
 def test_an_empty_question_is_an_error(question: str) -> None:
     policy = fixed(line("a"))

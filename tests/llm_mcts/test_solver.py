@@ -1,5 +1,6 @@
 """The solver joins the parts: trees that are searched on, roll-outs by another model."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from search_cases import noise_script
 
 from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.solver import Solver, SolverConfig
+from llm_mcts.policy import LMPolicy
+from llm_mcts.solver import Solver, SolverConfig, build_search
 
 SMALL = {"name": "mcts", "num_simulations": 6, "num_parallel": 2}
 
@@ -74,3 +76,51 @@ def test_a_roll_out_model_that_does_not_exist_is_an_error(tmp_path: Path) -> Non
 def test_an_unknown_search_is_suggested() -> None:
     with pytest.raises(ConfigError, match="did you mean 'gumbel'"):
         solver().solve("Which way?", "gumble")
+
+
+@pytest.mark.parametrize("search", [3, {"name": ["mcts"]}, {"name": "mcts", "num_simulations": {4}}, {"name": None}])
+def test_a_search_that_is_no_search(search: object) -> None:
+    with pytest.raises(ConfigError, match="search"):
+        build_search(search)  # type: ignore[arg-type]
+
+
+def test_a_search_is_built_from_what_it_is_given_each_time() -> None:
+    settings: dict[str, object] = {"name": "mcts", "widening": {"max_children": 7}}
+    _, first = build_search(settings)
+    settings["widening"] = {"max_children": 8}
+    _, second = build_search(settings)
+    assert (first.widening.max_children, second.widening.max_children) == (7, 8)
+    assert build_search(settings)[1] == second
+
+
+def test_another_seed_and_temperature() -> None:
+    one = solver()
+
+    async def ask() -> None:
+        await one.asolve("Which way?", SMALL, seed=5, temperature=0.25)
+
+    asyncio.run(ask())
+    assert isinstance(one.engine, ScriptedEngine)
+    assert {request.temperature for request in one.engine.requests} == {0.25}
+    assert one.policy.config.temperature == 0.8
+
+
+def test_closing_closes_every_engine() -> None:
+    closed: list[str] = []
+
+    class Closing(ScriptedEngine):
+        async def aclose(self) -> None:
+            closed.append(self.script.__name__)
+
+    one = solver()
+    one.policy = LMPolicy(Closing(main), one.policy.prompt, fast=LMPolicy(Closing(fast), one.policy.prompt))
+    asyncio.run(one.aclose())
+    assert closed == ["main", "fast"]
+
+
+def main(prompt: str) -> list[tuple[str, float]]:
+    return []
+
+
+def fast(prompt: str) -> list[tuple[str, float]]:
+    return []

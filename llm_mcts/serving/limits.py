@@ -1,0 +1,134 @@
+"""What clients may ask of the server, and the gate that keeps to it: so many searches at once, so many waiting, no more.
+
+Closing the gate lets those inside finish for a while; what is not done by then is cancelled.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from math import ceil, inf
+
+from llm_mcts.errors import ConfigError, LLMMCTSError
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """Limits of one request, and of all together."""
+
+    concurrent: int = 16
+    """Questions searched at once, at least 1."""
+    queue: int = 256
+    """Questions that may wait for that, at least 0; the next one is told to come back (429)."""
+    seconds: float = 300.0
+    """Longest time for one request from its arrival, waiting included, above 0; then 504."""
+    question: int = 8000
+    """Longest question in characters, at least 1; a longer one gets 400."""
+    body: int = 1_000_000
+    """Longest request in bytes, at least 1; a longer one gets 413."""
+    tokens: int = 100_000
+    """Sampled tokens of one search, at least 1. The wave under way is not cut, so widths count too."""
+    repeats: int = 256
+    """Largest num_simulations or num_samples that a request may ask for, at least 1."""
+    width: int = 32
+    """Largest other whole number (num_parallel, expansion_width, max_depth, …) in a request's search, at least 1."""
+    keep_alive: float = 10.0
+    """Seconds of silence before a stream begins with comments that keep the connection open, above 0. Until then an error
+    has its own status; after that it comes as an event of the stream."""
+    grace: float = 10.0
+    """Seconds that searches get to finish when the server is told to stop, at least 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("concurrent", "question", "body", "tokens", "repeats", "width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"limits.{name} is {getattr(self, name)}; expected at least 1")
+        for name, lowest in (("queue", 0), ("grace", 0)):
+            if not lowest <= getattr(self, name) < inf:
+                raise ConfigError(f"limits.{name} is {getattr(self, name)}; expected at least {lowest}")
+        for name in ("seconds", "keep_alive"):
+            if not 0 < getattr(self, name) < inf:
+                raise ConfigError(f"limits.{name} is {getattr(self, name)}; expected above 0")
+
+
+class Full(LLMMCTSError):
+    """The queue is full."""
+
+    def __init__(self, waiting: int, seconds: int) -> None:
+        """`seconds`: after which there may be room."""
+        super().__init__(f"{waiting} questions are waiting and no more may; try again in {seconds} s")
+        self.seconds = seconds
+
+
+class Closed(LLMMCTSError):
+    """The server is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; try another one, or again later")
+
+
+class Gate:
+    """Lets searches in, in order of arrival."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._free = asyncio.Semaphore(limits.concurrent)
+        self._inside: set[asyncio.Task[object]] = set()
+        self._closed_at: float | None = None
+        self._emptied = False
+        self._usual_seconds = 1.0
+        self.waiting = 0
+        """Questions in the queue."""
+
+    @property
+    def running(self) -> int:
+        """Questions searched at the moment."""
+        return len(self._inside) - self.waiting
+
+    @property
+    def closed(self) -> bool:
+        """Whether new questions are turned away for good."""
+        return self._closed_at is not None
+
+    def close(self) -> None:
+        """Let nobody in any more; called again, those inside get no further grace."""
+        self._closed_at = -inf if self.closed else time.monotonic()
+
+    def drained(self) -> bool:
+        """Whether the gate is closed and all are out; those who stay longer than the grace are told to leave."""
+        if self._closed_at is None:
+            return False
+        if not self._emptied and time.monotonic() - self._closed_at > self._limits.grace:
+            self._emptied = True  # told once: a second word would break off how they clean up
+            for task in self._inside:
+                task.cancel()
+        return not self._inside
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place among those searched at once, for the current task.
+
+        Raises:
+            Full, Closed: there is none to be had.
+        """
+        if self.closed:
+            raise Closed
+        if self._free.locked() and self.waiting >= self._limits.queue:
+            raise Full(self.waiting, ceil(self._usual_seconds * (self.waiting + 1) / self._limits.concurrent))
+        task = asyncio.current_task()
+        assert task is not None
+        self._inside.add(task)
+        try:
+            self.waiting += 1
+            try:
+                await self._free.acquire()
+            finally:
+                self.waiting -= 1
+            started = time.monotonic()
+            try:
+                yield
+            finally:
+                self._free.release()
+                self._usual_seconds += 0.1 * (time.monotonic() - started - self._usual_seconds)
+        finally:
+            self._inside.discard(task)
