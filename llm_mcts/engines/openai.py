@@ -28,7 +28,7 @@ from llm_mcts.engines.openai_replies import (
     next_token_logprobs,
     read_counts,
     read_reply,
-    tells_its_end,
+    told_end,
 )
 from llm_mcts.errors import EngineError, QuestionError
 from llm_mcts.seeding import derive_seed
@@ -113,7 +113,7 @@ class OpenAIEngine:
         return complete(reply, request.stop, stops)
 
     def _warn(self, reply: Reply, stops: tuple[str, ...]) -> None:
-        if not self._warned and not tells_its_end(reply, stops):
+        if not self._warned and reply.finish == "stop" and told_end(reply, stops) is None:
             self._warned = True
             log.warning("the server does not tell stop strings from the end of the text; its stops count as stop strings")
 
@@ -129,6 +129,8 @@ class OpenAIEngine:
         """
         usage, texts = meter(), ["".join(continuation) for continuation in continuations]
         usage.lm_calls += 1
+        if not any(prompt):
+            raise QuestionError("the prompt is empty; expected at least one token")
         if self._echoes is not False:
             found = await gather_all([self._echo("".join(prompt), text, usage) for text in texts])
             if None not in found:

@@ -126,28 +126,25 @@ def complete(reply: Reply, wanted: Sequence[str], sent: Sequence[str]) -> Comple
     logprob = sum(reply.logprobs)
     if reply.finish == "length":
         return Completion(reply.text, logprob, reply.num_tokens, "length")
-    if _is_end_of_text(reply, sent):
+    if told_end(reply, sent) == "eos":
         return Completion(reply.text, logprob, reply.num_tokens, "eos")
     return Completion(body, logprob, reply.num_tokens, "stop") if body else None
 
 
-def tells_its_end(reply: Reply, sent: Sequence[str]) -> bool:
-    """Whether the server says if a stop string or the end of the text stopped it."""
-    return not sent or reply.finish != "stop" or reply.ended_by is not UNTOLD or _tail(reply) != ""
-
-
-def _is_end_of_text(reply: Reply, sent: Sequence[str]) -> bool:
+def told_end(reply: Reply, sent: Sequence[str]) -> Literal["stop", "eos"] | None:
+    """What ended a reply that finished with "stop", by whatever the server tells about it; None: it tells nothing."""
     if not sent:
-        return True
-    if tail := _tail(reply):
-        return not tail.startswith(tuple(sent))
-    return reply.ended_by is None or isinstance(reply.ended_by, int)
-
-
-def _tail(reply: Reply) -> str:
-    """What the tokens listed hold behind the text; nothing where letters that span tokens garble them."""
+        return "eos"
     listed = "".join(reply.tokens)
-    return listed[len(reply.text) :] if listed.startswith(reply.text) else ""
+    # Letters that span tokens may garble what is listed.
+    behind = listed[len(reply.text) :] if listed.startswith(reply.text) else ""
+    if behind.startswith(tuple(sent)):
+        return "stop"
+    if behind and not any(stop.startswith(behind) for stop in sent):
+        return "eos"
+    if reply.ended_by is None or isinstance(reply.ended_by, int):
+        return "eos"
+    return "stop" if reply.ended_by in sent else None
 
 
 def _tokens_to_stop(tokens: Sequence[str], stops: Sequence[str]) -> int | None:
@@ -161,8 +158,6 @@ def _tokens_to_stop(tokens: Sequence[str], stops: Sequence[str]) -> int | None:
 def continuation_logprobs(data: Mapping[str, Any], counts: Counts, prompt: str, continuation: str) -> list[float] | None:
     """From an echoed prompt and continuation, the continuation's log-probabilities; None where the server does not echo.
 
-    Offsets count from the end, so that a begin-of-text token in front does not matter.
-
     Raises:
         EngineError: a token spans the boundary between prompt and continuation, or the reply contradicts itself.
     """
@@ -174,18 +169,14 @@ def continuation_logprobs(data: Mapping[str, Any], counts: Counts, prompt: str, 
         or not listed.get("tokens")
     ):
         return None
-    tokens, values, end = listed["tokens"], listed.get("token_logprobs") or [], counts.prompt
+    tokens, values, end = [*map(str, listed["tokens"])], listed.get("token_logprobs") or [], counts.prompt
     if len(tokens) != len(values) or not end <= len(tokens) <= end + counts.completion:
         raise _broken(
             f"{len(tokens)} tokens and {len(values)} log-probabilities echoed",
             f"{end} for the prompt, {counts.completion} behind it",
         )
-    tokens = [*map(str, tokens)]
-    offsets = _offsets(tokens, listed.get("text_offset"))
-    start = offsets[end] - len(continuation)
-    first = next((i for i in range(end) if offsets[i] == start), end)
-    whole = any("\ufffd" in token or token.startswith("bytes:") for token in tokens[first:end])
-    if first == end or not (whole or "".join(tokens[first:end]) == continuation):
+    first = _boundary(tokens[:end], prompt, continuation)
+    if first is None:
         raise _broken(
             f"tokens {tokens[max(0, end - 4) : end]} at the end, none of which begins where {continuation!r} does",
             "a token boundary between prompt and continuation: let the prompt end in a newline, or move a space across",
@@ -193,11 +184,19 @@ def continuation_logprobs(data: Mapping[str, Any], counts: Counts, prompt: str, 
     return [_logprob(value) for value in values[first:end]]
 
 
-def _offsets(tokens: Sequence[str], told: Any) -> list[int]:
-    """Where each token starts, and where the last one ends; counted where the server does not tell (SGLang)."""
-    if isinstance(told, list) and len(told) == len(tokens) and all(map(_is_count, told)) and told == sorted(told):
-        return [*told, told[-1] + len(tokens[-1])]
-    return [0, *accumulate(len(token) for token in tokens)]
+def _boundary(tokens: Sequence[str], prompt: str, continuation: str) -> int | None:
+    """Index of the continuation's first token, or None where no token begins there.
+
+    Told by the tokens' texts: `text_offset` may be missing (SGLang) or off where a begin-of-text token or half a letter
+    stands in front (vLLM). Letters that span tokens garble one side or the other, hardly ever both.
+    """
+    text = ""
+    for i in range(len(tokens) - 1, -1, -1):
+        text = tokens[i] + text
+        if text == continuation:
+            return i
+    fronts = [*accumulate(tokens, initial="")]
+    return next((i for i, text in enumerate(fronts[:-1]) if text in (prompt, tokens[0] + prompt)), None)
 
 
 def next_token_logprobs(data: Mapping[str, Any]) -> dict[str, float]:
