@@ -122,8 +122,8 @@ def complete(reply: Reply, wanted: Sequence[str], sent: Sequence[str]) -> Comple
     body = reply.text.lstrip()
     if cuts := [at for stop in wanted if (at := body.find(stop)) >= 0]:
         used = _tokens_to_stop(reply.tokens, wanted)
-        return Completion(body[: min(cuts)], sum(reply.logprobs[:used]), used or reply.num_tokens, "stop")
-    logprob = sum(reply.logprobs)
+        return Completion(body[: min(cuts)], sum(reply.logprobs[:used], 0.0), used or reply.num_tokens, "stop")
+    logprob = sum(reply.logprobs, 0.0)
     if reply.finish == "length":
         return Completion(reply.text, logprob, reply.num_tokens, "length")
     if told_end(reply, sent) == "eos":
