@@ -159,11 +159,11 @@ def test_self_consistency(engine: OpenAIEngine) -> None:
 
 
 def test_mcts(engine: OpenAIEngine) -> None:
-    solver = Solver(SolverConfig(search={"name": "mcts", "num_simulations": 6}), engine=engine)
+    solver = Solver(SolverConfig(search={"name": "mcts", "num_simulations": 6, "num_parallel": 1}), engine=engine)
     result = solver.solve(QUESTIONS[0])
     assert result.answer == "17"
     assert result.tree is not None
-    assert result.tree.root.visit_count == 7
+    assert result.tree.root.visit_count == 7  # its own evaluation and six simulations
     assert result.usage.generated_tokens > 0
     assert solver.solve(QUESTIONS[0]).to_dict()["steps"] == result.steps
 
