@@ -53,6 +53,8 @@ class FakeServer:
         """Everything that was asked, in order."""
         self.in_flight = self.most_in_flight = self.abandoned = 0
         """Requests being answered; the most at once; those whose caller hung up before the answer."""
+        self.connections = 0
+        """Open now."""
         self._loop = asyncio.new_event_loop()
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
@@ -78,9 +80,11 @@ class FakeServer:
             self._thread.join(10)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while await self._one(reader, writer):
                 pass
+        self.connections -= 1
         writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -358,13 +358,16 @@ def test_a_dead_replica_is_skipped_and_tried_again(
             for _ in range(10):
                 await engine.generate(REQUEST)
             counts.append(len(first.calls))
+        first.delay = second.delay = 0.02
+        await asyncio.gather(*(engine.generate(REQUEST) for _ in range(10)))
         await engine.aclose()
         return counts
 
     counts = asyncio.run(run())
+    assert first.most_in_flight == 5  # half of what came at once: it is a replica like any other again
     assert counts[0] == 1  # one failure, then nothing while it rests
     assert counts[1] > 2  # it is back, and takes its share
-    assert len(first.calls) + len(second.calls) == 41
+    assert len(first.calls) + len(second.calls) == 51
 
 
 def test_one_request_probes_a_replica_that_failed(
@@ -447,12 +450,23 @@ def test_one_failing_continuation_cancels_the_others() -> None:
     assert time.monotonic() - started < 5
 
 
+async def closing(engine: OpenAIEngine, server: FakeServer) -> None:
+    """The connection is kept between requests, and gone after `aclose`."""
+    for _ in range(2):
+        await engine.generate(REQUEST)
+        assert server.connections == 1
+    await engine.aclose()
+    await asyncio.sleep(0.05)
+    assert server.connections == 0
+
+
 def test_event_loops_one_after_another_and_closing() -> None:
     with serving(good) as server:
         engine = OpenAIEngine(config_for(server.url, concurrency=1))
         for _ in range(3):
             [[completion]] = ask(engine, 1)  # which closes
             assert completion.text == "ab"
+        asyncio.run(closing(engine, server))
         for _ in range(3):
             [completion] = asyncio.run(engine.generate(REQUEST))  # which does not
             assert completion.text == "ab"
@@ -502,6 +516,12 @@ def test_the_key_is_nowhere_to_be_read(key: str, status: int, tmp_path: Path, ca
         assert key not in text
         assert key[:8] not in text  # nor the part that fits before a long message is cut
     assert any("***" in text or "xxx" in text for text in said)
+
+
+def test_the_key_is_in_no_error_about_a_reply(key: str) -> None:
+    told = {**GOOD, "choices": [{**GOOD["choices"][0], "finish_reason": f"the key {KEY}"}]}
+    error, _ = fails(lambda _: told, key_variable="MY_KEY")
+    assert "finish_reason 'the key ***'" in str(error)
 
 
 def test_the_key_is_in_no_record(key: str) -> None:
