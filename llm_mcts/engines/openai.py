@@ -5,7 +5,7 @@ turn (`continue_final_message`, which vLLM and SGLang know); a server that does 
 
 Each continuation is a request of its own, with a seed derived from the request's seed and its place: most servers draw all
 of `n` from one stream, so that continuation i would depend on n. Results are repeatable as far as the server keeps to the
-seed; vLLM does, transformers serve only while nothing else runs there.
+seed: transformers serve, which has one stream for all, does so only while nothing else runs there.
 
 A stop string counts behind the first visible character alone, which no server knows. A continuation that is stopped before
 is asked for once more, with the same seed and without stop strings, and cut here: nothing is lost or shortened. Servers

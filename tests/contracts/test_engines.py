@@ -46,7 +46,7 @@ def build(request: pytest.FixtureRequest, tiny_model: Path, server: FakeServer) 
         "scripted, late": lambda: ScriptedEngine(script, turns=lambda r: 7 * (r.seed + r.n) % 5),
         "transformers": lambda: TransformersEngine(EngineConfig(model, device="cpu")),
         "transformers, two at a time": lambda: TransformersEngine(EngineConfig(model, device="cpu", max_batch=2, cache_mb=0)),
-        "openai": lambda: OpenAIEngine(EngineConfig("openai", "made-up", openai=OpenAIConfig((server.url,)))),
+        "openai": lambda: OpenAIEngine(EngineConfig(name="openai", model="made-up", openai=OpenAIConfig((server.url,)))),
     }
     return builders[request.param]
 

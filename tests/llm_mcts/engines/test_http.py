@@ -38,7 +38,7 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_for(*urls: str, **settings: Any) -> EngineConfig:
-    return EngineConfig("openai", "made-up", openai=OpenAIConfig(urls, **{"retries": 2, "backoff": 0.0, **settings}))
+    return EngineConfig(name="openai", model="made-up", openai=OpenAIConfig(urls, **{"retries": 2, "backoff": 0.0, **settings}))
 
 
 def one(answer: Callable[[Call], Any], **settings: Any) -> tuple[Completion, list[Call]]:

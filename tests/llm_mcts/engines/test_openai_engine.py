@@ -22,7 +22,7 @@ LINE = Request(PROMPT, 1, 20, 1.0, ("\n",), seed=4)
 
 def engine_for(url: str, logprobs: bool = True, **settings: Any) -> OpenAIEngine:
     openai = OpenAIConfig((url,), **{"retries": 0, "backoff": 0.0, **settings})
-    return OpenAIEngine(EngineConfig("openai", "made-up", openai=openai), logprobs)
+    return OpenAIEngine(EngineConfig(name="openai", model="made-up", openai=openai), logprobs)
 
 
 def ask(
@@ -121,7 +121,7 @@ def test_chat_takes_a_plain_prompt_for_the_users_words() -> None:
 
 
 def test_the_chat_template_is_the_chat_apis() -> None:
-    config = EngineConfig("openai", "m", openai=OpenAIConfig(("http://127.0.0.1:9/v1",)))
+    config = EngineConfig(name="openai", model="m", openai=OpenAIConfig(("http://127.0.0.1:9/v1",)))
     assert build_engine(config).chat_template is None
     template = build_engine(replace(config, openai=replace(config.openai, api="chat"))).chat_template
     assert template is not None

@@ -85,7 +85,7 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
 def engine_for(url: str, folder: Path, logprobs: bool = False, **settings: object) -> OpenAIEngine:
     """One request at a time, so that seeds hold."""
     openai = OpenAIConfig((url,), **{"concurrency": 1, "retries": 0, "timeout": 30.0, **settings})  # type: ignore[arg-type]
-    return OpenAIEngine(EngineConfig("openai", str(folder), openai=openai), logprobs)
+    return OpenAIEngine(EngineConfig(name="openai", model=str(folder), openai=openai), logprobs)
 
 
 @pytest.fixture(scope="module")
