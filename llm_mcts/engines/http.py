@@ -11,9 +11,11 @@ The key stands in one header and nowhere else: it is blotted out of all that a s
 import asyncio
 import contextlib
 import email.utils
+import functools
 import json
 import os
 import random
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -144,7 +146,7 @@ class Replicas:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
             limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
             # httpx's own timeouts are per read, so that a server that drips would never end: `_try` times the whole.
-            self._session = _Session(loop, httpx2.AsyncClient(headers=headers, timeout=None, limits=limits))
+            self._session = _Session(loop, httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, verify=_tls()))
         return self._session
 
     def _pause(self, attempt: int) -> float:
@@ -238,6 +240,12 @@ class Replicas:
         """A server's words fit for an error: without the key, on one line, and not endless."""
         text = " ".join(self._blot(text).split()) or "(nothing)"
         return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}… ({len(text) - _QUOTED} characters more)"
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Reading the certificates takes longer than many a request: once a process."""
+    return httpx2.create_ssl_context()
 
 
 def _base_url(url: str) -> str:
