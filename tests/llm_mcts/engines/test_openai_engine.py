@@ -185,6 +185,11 @@ def test_ends(told: dict[str, Any], expected: Completion) -> None:
     assert completion == expected
 
 
+def test_the_first_of_several_stop_strings_counts() -> None:
+    [completion], _ = ask(reply("ab;c\n"), replace(LINE, stop=("\n", ";")))
+    assert completion == Completion("ab", -1.5, 3, "stop")
+
+
 def test_without_stop_strings_there_is_no_stop() -> None:
     [completion], _ = ask(reply("ab\n"), replace(LINE, stop=()))
     assert completion == Completion("ab\n", -1.5, 3, "eos")
@@ -380,6 +385,12 @@ def test_echo_of_letters_that_span_tokens(prompt: str, continuation: str) -> Non
     listed = {"tokens": plain + halves if continuation == "é" else halves + plain, "token_logprobs": [None, -1.0, -2.0, -4.0]}
     told = reply(prompt + continuation, logprobs=listed, usage={"prompt_tokens": 4, "completion_tokens": 1})
     assert score(told, (prompt,), continuation)[0] == [[-2.0, -4.0]]
+
+
+def test_echo_with_a_begin_of_text_token_and_half_letters() -> None:
+    listed = {"tokens": ["<s>", "a\n", "\ufffd", "\ufffd"], "token_logprobs": [None, -1.0, -2.0, -4.0]}
+    told = reply("a\né", logprobs=listed, usage={"prompt_tokens": 4, "completion_tokens": 1})
+    assert score(told, ("a\n",), "é")[0] == [[-2.0, -4.0]]
 
 
 def test_echo_where_letters_hide_the_boundary() -> None:
