@@ -24,6 +24,10 @@ class ModelError(LLMMCTSError):
     """A model folder, tokenizer or checkpoint cannot be used as asked."""
 
 
+class EngineError(LLMMCTSError):
+    """A model server failed one request or broke its protocol: no reply after all tries, a refusal, impossible counts."""
+
+
 class QuestionError(LLMMCTSError):
     """A question cannot be searched: it is empty, or longer than the model's context."""
 

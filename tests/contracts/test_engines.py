@@ -1,13 +1,15 @@
 """What every engine keeps to, whatever stands behind it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_openai import FakeServer, HashModel, serve, serving
 
-from llm_mcts.engines.base import Completion, Engine, EngineConfig, Request
+from llm_mcts.engines.base import Completion, Engine, EngineConfig, OpenAIConfig, Request
+from llm_mcts.engines.openai import OpenAIEngine
 from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.engines.transformers import TransformersEngine
 from llm_mcts.types import metered
@@ -28,8 +30,15 @@ def script(prompt: str) -> Sequence[tuple[str, float]]:
     return [("2 + 2 = 4", 0.5), ("2 + 2 = 5", 0.3), (f"so {len(prompt) % 7}", 0.2)]
 
 
-@pytest.fixture(params=["scripted", "scripted, late", "transformers", "transformers, two at a time"])
-def build(request: pytest.FixtureRequest, tiny_model: Path) -> Callable[[], Engine]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeServer]:
+    """Serves a made-up model as vLLM would."""
+    with serving(serve(HashModel(blank_lines=False))) as running:
+        yield running
+
+
+@pytest.fixture(params=["scripted", "scripted, late", "transformers", "transformers, two at a time", "openai"])
+def build(request: pytest.FixtureRequest, tiny_model: Path, server: FakeServer) -> Callable[[], Engine]:
     """Makes the same engine, anew at each call."""
     model = str(tiny_model)
     builders: dict[str, Callable[[], Engine]] = {
@@ -37,6 +46,7 @@ def build(request: pytest.FixtureRequest, tiny_model: Path) -> Callable[[], Engi
         "scripted, late": lambda: ScriptedEngine(script, turns=lambda r: 7 * (r.seed + r.n) % 5),
         "transformers": lambda: TransformersEngine(EngineConfig(model, device="cpu")),
         "transformers, two at a time": lambda: TransformersEngine(EngineConfig(model, device="cpu", max_batch=2, cache_mb=0)),
+        "openai": lambda: OpenAIEngine(EngineConfig(name="openai", model="made-up", openai=OpenAIConfig((server.url,)))),
     }
     return builders[request.param]
 
