@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_mcts.engines.base import Completion, Engine, EngineConfig, Request
+from llm_mcts.engines.base import Completion, Engine, EngineConfig, OpenVINOConfig, Request
+from llm_mcts.engines.openvino import OpenVINOEngine
 from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.engines.transformers import TransformersEngine
 from llm_mcts.types import metered
@@ -28,15 +29,23 @@ def script(prompt: str) -> Sequence[tuple[str, float]]:
     return [("2 + 2 = 4", 0.5), ("2 + 2 = 5", 0.3), (f"so {len(prompt) % 7}", 0.2)]
 
 
-@pytest.fixture(params=["scripted", "scripted, late", "transformers", "transformers, two at a time"])
+@pytest.fixture(
+    params=["scripted", "scripted, late", "transformers", "transformers, two at a time", "openvino", "openvino, two at a time"]
+)
 def build(request: pytest.FixtureRequest, tiny_model: Path) -> Callable[[], Engine]:
     """Makes the same engine, anew at each call."""
-    model = str(tiny_model)
+    if request.param.startswith("openvino"):
+        pytest.importorskip("openvino_genai")
+    model, openvino = str(tiny_model), OpenVINOConfig("float32", exports=str(tiny_model.parent / "exports"))
     builders: dict[str, Callable[[], Engine]] = {
         "scripted": lambda: ScriptedEngine(script),
         "scripted, late": lambda: ScriptedEngine(script, turns=lambda r: 7 * (r.seed + r.n) % 5),
         "transformers": lambda: TransformersEngine(EngineConfig(model, device="cpu")),
         "transformers, two at a time": lambda: TransformersEngine(EngineConfig(model, device="cpu", max_batch=2, cache_mb=0)),
+        "openvino": lambda: OpenVINOEngine(EngineConfig("openvino", model, openvino=openvino)),
+        "openvino, two at a time": lambda: OpenVINOEngine(
+            EngineConfig("openvino", model, max_batch=2, cache_mb=0, openvino=openvino)
+        ),
     }
     return builders[request.param]
 
