@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -154,11 +156,11 @@ def _write(model: str, weights: str, folder: Path) -> None:
     import torch
 
     openvino = require("openvino")
-    # A log line of its own for each of some dozen stages would hide what matters.
     loaded = load_causal_lm(model, torch.float32, torch.device("cpu"))
     tokenizer = load_tokenizer(model)
     try:
-        graph = _compress(_convert(loaded), weights, loaded.config)
+        with redirect_stdout(sys.stderr):  # nncf prints tables and progress
+            graph = _compress(_convert(loaded), weights, loaded.config)
     except Exception as error:  # both libraries raise whatever a stage of theirs raised
         if isinstance(error, ConfigError):
             raise
