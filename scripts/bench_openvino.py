@@ -41,8 +41,8 @@ def questions(count: int, seed: int) -> list[str]:
         told.append(
             f"{a} has {n[0]} {thing} and puts them into {n[1]} boxes of the same size. On Monday {b} brings {n[2]} more "
             f"{thing}, and on Tuesday {c} takes {n[3]} of them away to share with {n[4]} friends. Each of these friends gives "
-            f"half of what they got back to {a} at the end of the week, while {b} buys {n[5]} {thing} at {n[6]} cents each. How "
-            f"many {thing} do {a}, {b} and {c} have together at the end of the week, and how much money did {b} spend?"
+            f"half of what they got back to {a} at the end of the week, while {b} buys {n[5]} {thing} at {n[6]} cents each. "
+            f"How many {thing} do {a}, {b} and {c} have together at the end of the week, and how much money did {b} spend?"
         )
     return told
 

@@ -37,9 +37,9 @@ class OpenVINOEngine:
     numbers drawn from in their last bits, as in every batched engine: with weights "float32" by about 1e-6; with int8 and
     int4 the library also rounds activations to 8 bits, token by token. Log-probabilities are those of the exported model.
 
-    `cache_mb` is the memory for the keys and values of all texts, running ones included; a text that finds no room waits.
-    With 0 it grows as needed and nothing is kept. `Usage.reused_tokens` counts the whole blocks of 32 tokens that were
-    sent before and that the pool has room for: the library does not tell what it reused.
+    `cache_mb` is the memory for the keys and values of all texts, running ones included; a text waits until there is room
+    for it at its longest. With 0 the memory grows as needed and nothing is kept. `Usage.reused_tokens` counts the whole
+    blocks of 32 tokens that were sent before and that the pool has room for: the library does not tell what it reused.
 
     `logprobs` computes each text anew in a second instance of the model, made when it is first asked, since the library
     gives no log-probabilities of tokens it finds in its cache.
@@ -63,6 +63,8 @@ class OpenVINOEngine:
         self._encode = Encoder(self.tokenizer)
         self._waiting: deque[Row] = deque()
         self._active: list[Row] = []
+        # Rows that have ended but hold their blocks until the next step is over.
+        self._leaving: list[Row] = []
         self._unfinished: set[Row] = set()
         self._loop: asyncio.Task[None] | None = None
 
@@ -100,6 +102,7 @@ class OpenVINOEngine:
                 continuation that reaches the context's end before `max_tokens` finishes with reason "length".
         """
         prompt = self._checked(request.prompt)
+        self._check_room(len(prompt), self._longest(len(prompt), request))
         usage, loop = meter(), asyncio.get_running_loop()
         usage.lm_calls += 1
         rows = [Row(request, i, prompt, usage, loop.create_future()) for i in range(request.n)]
@@ -119,13 +122,19 @@ class OpenVINOEngine:
                 f"prompt of {len(prompt)} tokens; expected fewer than the model's context of {self._export.context}: "
                 "shorten the question or use fewer shots"
             )
-        room = self._pool.room
-        if room is not None and len(prompt) + 1 > room:
-            raise QuestionError(
-                f"prompt of {len(prompt)} tokens; expected fewer than the {room} that engine.cache_mb={self.config.cache_mb} "
-                "has room for: raise it"
-            )
         return prompt
+
+    def _longest(self, prompt: int, request: Request) -> int:
+        """How long a text can get, in tokens."""
+        return min(prompt + request.max_tokens, self._export.context)
+
+    def _check_room(self, prompt: int, longest: int) -> None:
+        room = self._pool.room
+        if room is not None and longest > room:
+            raise QuestionError(
+                f"a prompt of {prompt} tokens that may grow to {longest}; expected at most the {room} that "
+                f"engine.cache_mb={self.config.cache_mb} has room for: raise it, or lower max_tokens"
+            )
 
     async def _run(self) -> None:
         """Decode until nothing waits. A failure reaches every caller, never only the log."""
@@ -135,9 +144,10 @@ class OpenVINOEngine:
                     await asyncio.sleep(0)
                 self._drop_cancelled()
                 self._admit()
-                if self._active:
+                if self._active or self._leaving:
                     await asyncio.to_thread(self._step)
-                    self._active = [row for row in self._active if not self._advance(row)]
+                    self._leaving = [row for row in self._active if self._advance(row)]
+                    self._active = [row for row in self._active if row not in self._leaving]
         except BaseException as error:
             told = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
             self._abandon(told)
@@ -162,6 +172,7 @@ class OpenVINOEngine:
         for row in self._active:
             if row.done.cancelled():
                 row.handle.cancel()
+                self._leaving.append(row)
         self._unfinished = {row for row in self._unfinished if not row.done.cancelled()}
         self._active = [row for row in self._active if not row.done.cancelled()]
         self._waiting = deque(row for row in self._waiting if not row.done.cancelled())
@@ -169,15 +180,25 @@ class OpenVINOEngine:
     def _admit(self) -> None:
         """Let waiting rows join; one whose very prompt is being computed waits for it to be in the cache."""
         begun = {row.prompt for row in self._active if not row.generated}
+        taken = sum(map(self._need, (*self._active, *self._leaving)))
         later: list[Row] = []
         while self._waiting and len(self._active) < self.config.max_batch:
             row = self._waiting.popleft()
+            if self._pool.capacity and taken + self._need(row) > self._pool.capacity:
+                later.append(row)
+                break
             if self._pool.capacity and row.prompt in begun and len(row.prompt) > BLOCK:
                 later.append(row)
                 continue
             self._start(row)
             begun.add(row.prompt)
+            taken += self._need(row)
         self._waiting.extendleft(reversed(later))
+
+    def _need(self, row: Row) -> int:
+        """Blocks for a row at its longest. Where a cache runs full the library throws texts out and draws them differently
+        later, so no row joins before there is room for all of it."""
+        return -(-self._longest(len(row.prompt), row.request) // BLOCK)
 
     def _start(self, row: Row) -> None:
         ids = self._tensor(np.array([row.prompt], dtype=np.int64))
@@ -212,27 +233,20 @@ class OpenVINOEngine:
     def _advance(self, row: Row) -> bool:
         """Read the tokens that a step made; True when the row has ended."""
         if row.handle.get_status() == self._genai.GenerationStatus.IGNORED:
-            length = len(row.prompt) + len(row.generated)
-            found = f"text of {length} tokens beside {len(self._active) - 1} others finds no room in the cache"
-            return self._end(row, QuestionError(f"{found}; expected room for it: raise engine.cache_mb"))
+            raise ModelError(
+                "openvino-genai found no room in its cache for a text; expected room for it: raise engine.cache_mb"
+            )
         while row.handle.can_read():
             for output in row.handle.read().values():
                 for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
                     if completion := self.endings.append(row, token, logprob):
                         row.handle.stop()
                         self._pool.keep((*row.prompt, *row.generated[:-1]))
-                        return self._end(row, completion)
+                        self._unfinished.discard(row)
+                        if not row.done.done():
+                            row.done.set_result(completion)
+                        return True
         return False
-
-    def _end(self, row: Row, result: Completion | QuestionError) -> bool:
-        self._unfinished.discard(row)
-        if row.done.done():
-            return True
-        if isinstance(result, Completion):
-            row.done.set_result(result)
-        else:
-            row.done.set_exception(result)
-        return True
 
     async def logprobs(self, prompt: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each continuation, the log-probability at temperature 1 of each of its tokens; every text is computed anew.

@@ -109,15 +109,12 @@ def test_int8_weights_change_log_probabilities_little(
     assert sum(apart) / len(apart) < 0.03
 
 
-def test_int4_weights_are_smaller_still(build: Callable[..., OpenVINOEngine], exports: str) -> None:
-    [[line]] = ask(build(weights="int4"), Request(ANN, 1, 30, 0.0, ("\n",)))
-    assert line.num_tokens >= 1
-    sizes = [
-        (export_model(EMBEDDED, OpenVINOConfig(w, exports)).folder / WEIGHTS).stat().st_size
-        for w in ("float32", "int8", "int4")
-    ]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[1] < 0.35 * sizes[0]
+def test_fewer_bits_make_a_smaller_export(tiny_model: Path, build: Callable[..., OpenVINOEngine], exports: str) -> None:
+    tiny = str(tiny_model)
+    [[c]] = ask(build(tiny, "int4"), Request(ANN, 1, 3, 0.0))
+    assert 1 <= c.num_tokens <= 3
+    wholes, fours = (export_model(tiny, OpenVINOConfig(w, exports)).folder / WEIGHTS for w in ("float32", "int4"))
+    assert fours.stat().st_size < 0.5 * wholes.stat().st_size
 
 
 @pytest.mark.parametrize("lines", [1, 24])
@@ -138,14 +135,14 @@ def test_logprobs_of_continuations(engine: OpenVINOEngine, reference: Transforme
 
 
 def first_tokens(engine: OpenVINOEngine, n: int = 400, **settings: Any) -> list[str]:
-    [drawn] = ask(engine, Request(("Question: ",), n, 1, seed=5, **settings))
+    [drawn] = ask(engine, Request(("Question: Ann has 5",), n, 1, seed=5, **settings))
     return [c.text for c in drawn]
 
 
 @pytest.fixture(scope="module")
 def next_tokens(reference: TransformersEngine) -> tuple[list[str], list[float]]:
-    """The tokens that may follow "Question: " and their probabilities at temperature 2, the likeliest first."""
-    ids = torch.tensor([Encoder(reference.tokenizer)(("Question: ",))])
+    """The tokens that may follow "Question: Ann has 5" and their probabilities at temperature 2, the likeliest first."""
+    ids = torch.tensor([Encoder(reference.tokenizer)(("Question: Ann has 5",))])
     with torch.no_grad():
         p = (reference.model(ids).logits[0, -1].float() / 2).softmax(-1)
     ranked = p.argsort(descending=True).tolist()
@@ -192,7 +189,7 @@ def test_reuse_is_what_the_library_reuses(build: Callable[..., OpenVINOEngine]) 
     again = usage_of(engine, Request((*prompt, "so"), 1, 4, 0.0))
     assert again.reused_tokens == len(ids) // 32 * 32
     assert again.reused_tokens + again.prefilled_tokens == len(engine._encode((*prompt, "so")))
-    # With `echo` the library tells the log-probabilities of what it computes: as many are missing as it reused.
+    # With `echo` the library tells a log-probability for each token it computes, but the first, and for the one it samples.
     longer = engine._encode((*prompt, "and then "))
     settings = engine._settings()
     settings.max_new_tokens, settings.echo = 1, True
@@ -200,13 +197,14 @@ def test_reuse_is_what_the_library_reuses(build: Callable[..., OpenVINOEngine]) 
     while engine._pipeline.has_non_finished_requests():
         engine._pipeline.step()
     [output] = handle.read().values()
-    assert len(longer) + 1 - len(output.generated_log_probs) == again.reused_tokens
+    assert len(longer) - len(output.generated_log_probs) == again.reused_tokens
 
 
 def test_continuations_of_one_prompt_share_it(build: Callable[..., OpenVINOEngine]) -> None:
     engine = build()
-    length = len(engine._encode(ANN))
-    usage = usage_of(engine, Request(ANN, 5, 4, 1.0))
+    prompt = (*ANN, LINE, LINE)
+    length = len(engine._encode(prompt))
+    usage = usage_of(engine, Request(prompt, 5, 4, 1.0))
     assert usage.reused_tokens == 4 * (length // 32 * 32) > 0
 
 
@@ -221,10 +219,8 @@ def test_a_small_cache_gives_the_same_texts(build: Callable[..., OpenVINOEngine]
 
 def test_what_does_not_fit_is_told(build: Callable[..., OpenVINOEngine]) -> None:
     small = build(cache_mb=1)
-    with pytest.raises(QuestionError, match=r"fewer than the 256 that engine\.cache_mb=1 has room for"):
-        ask(small, Request((*ANN, *[LINE] * 20), 1, 4))
-    with pytest.raises(QuestionError, match=r"finds no room in the cache; expected room for it: raise engine\.cache_mb"):
-        ask(small, Request((*ANN, *[LINE] * 12), 1, 200, 1.0))
+    with pytest.raises(QuestionError, match=r"may grow to 325; expected at most the 256 that engine\.cache_mb=1 has room for"):
+        ask(small, Request(ANN, 1, 300))  # the prompt is 25 tokens
     assert ask(small, Request(ANN, 1, 4, 0.0)) == ask(small, Request(ANN, 1, 4, 0.0))
 
 
@@ -311,15 +307,15 @@ def checkpoint(tiny_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
-def test_an_export_is_made_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = OpenVINOConfig("float32", str(tmp_path / "exports"))
-    made = export_model(str(checkpoint), config)
-    assert sorted(p.name for p in made.folder.iterdir()) == [MANIFEST, WEIGHTS, GRAPH] == sorted([MANIFEST, WEIGHTS, GRAPH])
+def test_an_export_is_made_once(checkpoint: Path, tiny_model: Path, exports: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OpenVINOConfig("float32", exports)
+    made = export_model(str(tiny_model), config)
+    assert {p.name for p in made.folder.iterdir()} == {MANIFEST, WEIGHTS, GRAPH}
     # Two layers, keys and values, two heads of 8 numbers.
     assert (made.context, made.cache_values, len(made.eos)) == (256, 64, 1)
     monkeypatch.setattr(openvino_export, "_write", lambda *_: pytest.fail("made again"))
     assert export_model(str(checkpoint), config) == made
-    assert [p.name for p in made.folder.parent.iterdir()] == [made.folder.name]
+    assert [p.name for p in Path(exports).glob(".*")] == []
 
 
 def test_the_key_follows_the_checkpoint(checkpoint: Path) -> None:
@@ -338,10 +334,16 @@ def test_the_key_follows_the_checkpoint(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no manifest", "half a manifest", "no weights"])
 def test_a_damaged_export_is_made_anew(
-    damage: str, checkpoint: Path, exports: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str,
+    exports: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = OpenVINOConfig("float32", str(tmp_path / "exports"))
     sound = export_model(str(tiny_model), OpenVINOConfig("float32", exports)).folder
+    monkeypatch.setattr(openvino_export, "_write", lambda _model, _weights, to: shutil.copytree(sound, to, dirs_exist_ok=True))
     folder = Path(shutil.copytree(sound, tmp_path / "exports" / sound.name))
     weights, manifest = folder / WEIGHTS, folder / MANIFEST
     match damage:
@@ -358,7 +360,7 @@ def test_a_damaged_export_is_made_anew(
         case "no weights":
             weights.unlink()
     with caplog.at_level(logging.WARNING):
-        made = export_model(str(checkpoint), config)
+        made = export_model(str(tiny_model), config)
     assert "is damaged" in caplog.text
     assert made.folder == folder
     assert json.loads(manifest.read_text())["files"].keys() == {GRAPH, WEIGHTS}
@@ -395,4 +397,4 @@ def test_a_lora_adapter_is_merged(tiny_model: Path, tmp_path: Path, build: Calla
     [[found]], [[plain]] = ask(build(folder), request), ask(build(str(tiny_model)), request)
     assert found.text == expected.text
     assert found.logprob == pytest.approx(expected.logprob, abs=1e-3)  # 30 log-probabilities of about -5, other kernels
-    assert plain.text != expected.text
+    assert abs(plain.logprob - expected.logprob) > 0.05
