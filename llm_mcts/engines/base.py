@@ -21,6 +21,8 @@ class OpenAIConfig:
     """Base URLs of replicas that serve the same model, as http://127.0.0.1:8000/v1."""
     api: Literal["completions", "chat"] = "completions"
     """completions: /completions with plain prompts; chat: /chat/completions, the steps so far as the assistant's begun turn."""
+    logprobs: bool = True
+    """Ask for log-probabilities. Off for servers without them: a search then holds all proposed steps equally likely."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key; unset means no key is sent."""
     concurrency: int = 64
@@ -83,7 +85,7 @@ class EngineConfig:
     max_batch: int = 64
     """Sequences decoded at once, at least 1."""
     cache_mb: int = 1024
-    """Megabytes of keys and values kept for prefixes seen before, at least 0."""
+    """Megabytes of keys and values kept for prefixes seen before, at least 0; for openvino of all, running texts included."""
     name: EngineName = "transformers"
     """transformers: in this process, on a CPU or one GPU; openai: any OpenAI-compatible servers; vllm: vLLM in this process;
     openvino: openvino-genai on the CPU."""

@@ -43,7 +43,7 @@ class Continuation:
     random: random.Random
     count: Count
     accept: Callable[[int, float], bool]
-    """Told of each sampled token and its log-probability; answers whether that ends it."""
+    """Told of each sampled token and its log-probability; answers whether that ends it, and then has set `done`'s result."""
     done: "asyncio.Future[Any]"
     generated: list[int] = field(default_factory=list)
 
@@ -129,10 +129,10 @@ class BatchedModel:
         """Longest sequence that the model takes, in tokens."""
         return self.slots.context
 
-    async def continue_all(self, rows: Sequence[Continuation]) -> None:
-        """Decode until each row has ended."""
+    async def continue_all(self, rows: Sequence[Continuation]) -> list[Any]:
+        """Decode until each row has ended; return what their owners set as results."""
         self._submit(rows)
-        await asyncio.gather(*(row.done for row in rows))
+        return list(await asyncio.gather(*(row.done for row in rows)))
 
     async def hidden(self, tokens: list[int], wanted: Sequence[int], count: Count) -> Tensor:
         """The last hidden states [len(wanted), hidden] at ascending positions of a token sequence."""
@@ -263,8 +263,6 @@ class BatchedModel:
             row.generated.append(tokens[i])
             if row.accept(tokens[i], logprobs[i]):
                 self.unfinished.discard(row)
-                if not row.done.done():
-                    row.done.set_result(None)
                 ended.append(i)
         for i in reversed(ended):
             self._remove(i)

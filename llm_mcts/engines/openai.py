@@ -47,11 +47,8 @@ _SEEDS = 2**31
 class OpenAIEngine:
     """Asks servers at `config.openai.urls` for the model `config.model`. Serves one event loop after another."""
 
-    def __init__(self, config: EngineConfig, logprobs: bool = True) -> None:
+    def __init__(self, config: EngineConfig) -> None:
         """Check the settings; nothing is sent yet.
-
-        `logprobs=False` is for servers without log-probabilities: every completion then has log-probability 0, so that a
-        search holds all proposed steps equally likely.
 
         Raises:
             ConfigError: no usable address or key.
@@ -59,7 +56,7 @@ class OpenAIEngine:
         self.config = config
         self._replicas = Replicas(config.openai)
         self._chat = config.openai.api == "chat"
-        self._logprobs = logprobs
+        self._logprobs = config.openai.logprobs
         self._echoes: bool | None = False if self._chat else None  # None: not known yet
         self._warned = False
 

@@ -257,7 +257,7 @@ def _is_count(value: Any) -> TypeGuard[int]:
 def _no_logprobs(found: Any) -> EngineError:
     return _broken(
         f"logprobs {found!r}",
-        "log-probabilities of the tokens: choose a server that gives them, or OpenAIEngine(config, logprobs=False), "
+        "log-probabilities of the tokens: choose a server that gives them, or set engine.openai.logprobs to false, "
         "which holds all steps equally likely",
     )
 

@@ -8,13 +8,14 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from llm_mcts.engines.base import EMBEDDED, Completion, EngineConfig, Request
 from llm_mcts.engines.batching import BatchedModel, Continuation, Count
+from llm_mcts.engines.endings import Endings, Row
 from llm_mcts.engines.packing import pack_linears
 from llm_mcts.errors import ModelError, QuestionError
 from llm_mcts.prompts import Encoder, chat_template_of
@@ -99,9 +100,9 @@ class TransformersEngine:
             model = pack_linears(load_causal_lm(config.model, resolve_dtype(config.dtype, device), device))
         self.model = model
         self.batch = BatchedModel(model, config.max_batch, config.cache_mb)
-        self._eos = self._eos_ids()
         self._encode = Encoder(self.tokenizer)
-        self._pieces: dict[int, str] = {}
+        self.endings = Endings(self.tokenizer, self._eos_ids(), self.batch.context)
+        """What ends a text; a benchmark of a set length may empty its `eos`."""
 
     def _eos_ids(self) -> set[int]:
         ids = getattr(self.model.generation_config, "eos_token_id", None)
@@ -124,15 +125,24 @@ class TransformersEngine:
         self._check_length(prompt, room=1)
         usage, loop = meter(), asyncio.get_running_loop()
         usage.lm_calls += 1
-        texts = [_Text(self, request, len(prompt), usage) for _ in range(request.n)]
-        rows = [
-            Continuation(
-                prompt, request, random.Random(f"{request.seed}/{i}"), _prefill_meter(usage), text.accept, loop.create_future()
-            )
-            for i, text in enumerate(texts)
+        rows = [Row(request, i, tuple(prompt), usage, loop.create_future()) for i in range(request.n)]
+        count = _prefill_meter(usage)
+        work = [
+            Continuation(prompt, request, random.Random(f"{request.seed}/{row.index}"), count, self._accept(row), row.done)
+            for row in rows
         ]
-        await self.batch.continue_all(rows)
-        return [text.completion for text in texts]
+        return await self.batch.continue_all(work)
+
+    def _accept(self, row: Row) -> Callable[[int, float], bool]:
+        """Adds a token to the row, and gives its caller the completion when that ends it."""
+
+        def accept(token: int, logprob: float) -> bool:
+            completion = self.endings.append(row, token, logprob)
+            if completion is not None and not row.done.done():
+                row.done.set_result(completion)
+            return completion is not None
+
+        return accept
 
     async def logprobs(self, prompt: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each continuation the log-probability of each of its tokens behind the prompt.
@@ -161,54 +171,6 @@ class TransformersEngine:
                 f"prompt of {len(tokens)} tokens; expected fewer than the model's context of {self.batch.context}: "
                 "shorten the question or use fewer shots"
             )
-
-    def ends(self, token: int) -> bool:
-        """Whether the model ends a text with this token."""
-        return token in self._eos
-
-    def piece(self, token: int) -> str:
-        """The text of one token by itself."""
-        if token not in self._pieces:
-            self._pieces[token] = self.tokenizer.decode([token])
-        return self._pieces[token]
-
-
-class _Text:
-    """What a continuation has written so far, and when it ends."""
-
-    def __init__(self, engine: TransformersEngine, request: Request, prompt_length: int, usage: Usage) -> None:
-        self.engine, self.request, self.usage = engine, request, usage
-        self.room = min(request.max_tokens, engine.batch.context - prompt_length)
-        self.tokens: list[int] = []
-        self.text, self.logprob = "", 0.0
-        self.completion: Completion
-
-    def accept(self, token: int, logprob: float) -> bool:
-        """Add a sampled token; make the completion and return True when that ends it."""
-        self.tokens.append(token)
-        self.logprob += logprob
-        self.usage.generated_tokens += 1
-        if self.engine.ends(token):
-            return self._finish("eos", self._decode(self.tokens[:-1], skip_special_tokens=True))
-        self.text += self.engine.piece(token)
-        if self.text and not self.text.isspace() and any(stop in self._body(stop) for stop in self.request.stop):
-            whole = self._decode(self.tokens).lstrip()
-            if cuts := [at for stop in self.request.stop if (at := whole.find(stop)) >= 0]:
-                return self._finish("stop", whole[: min(cuts)])
-        if len(self.tokens) >= self.room:
-            return self._finish("length", self._decode(self.tokens, skip_special_tokens=True))
-        return False
-
-    def _body(self, stop: str) -> str:
-        """The text in which to look for a stop string: token by token, or where a letter may span tokens, decoded whole."""
-        return (self.text if stop.isascii() else self._decode(self.tokens)).lstrip()
-
-    def _decode(self, tokens: list[int], **how: Any) -> str:
-        return str(self.engine.tokenizer.decode(tokens, **how))
-
-    def _finish(self, reason: Literal["stop", "eos", "length"], text: str) -> bool:
-        self.completion = Completion(text, self.logprob, len(self.tokens), reason)
-        return True
 
 
 def _prefill_meter(usage: Usage) -> Count:

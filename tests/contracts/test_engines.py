@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from fake_openai import FakeServer, HashModel, serve, serving
 
-from llm_mcts.engines.base import Completion, Engine, EngineConfig, OpenAIConfig, Request
+from llm_mcts.engines.base import Completion, Engine, EngineConfig, OpenAIConfig, OpenVINOConfig, Request
 from llm_mcts.engines.openai import OpenAIEngine
+from llm_mcts.engines.openvino import OpenVINOEngine
 from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.engines.transformers import TransformersEngine
 from llm_mcts.types import metered
@@ -37,16 +38,33 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-@pytest.fixture(params=["scripted", "scripted, late", "transformers", "transformers, two at a time", "openai"])
+ENGINES = [
+    "scripted",
+    "scripted, late",
+    "transformers",
+    "transformers, two at a time",
+    "openai",
+    "openvino",
+    "openvino, two at a time",
+]
+
+
+@pytest.fixture(params=ENGINES)
 def build(request: pytest.FixtureRequest, tiny_model: Path, server: FakeServer) -> Callable[[], Engine]:
     """Makes the same engine, anew at each call."""
-    model = str(tiny_model)
+    if request.param.startswith("openvino"):
+        pytest.importorskip("openvino_genai")
+    model, openvino = str(tiny_model), OpenVINOConfig("float32", exports=str(tiny_model.parent / "exports"))
     builders: dict[str, Callable[[], Engine]] = {
         "scripted": lambda: ScriptedEngine(script),
         "scripted, late": lambda: ScriptedEngine(script, turns=lambda r: 7 * (r.seed + r.n) % 5),
         "transformers": lambda: TransformersEngine(EngineConfig(model, device="cpu")),
         "transformers, two at a time": lambda: TransformersEngine(EngineConfig(model, device="cpu", max_batch=2, cache_mb=0)),
         "openai": lambda: OpenAIEngine(EngineConfig(name="openai", model="made-up", openai=OpenAIConfig((server.url,)))),
+        "openvino": lambda: OpenVINOEngine(EngineConfig(model, name="openvino", openvino=openvino)),
+        "openvino, two at a time": lambda: OpenVINOEngine(
+            EngineConfig(model, name="openvino", max_batch=2, cache_mb=0, openvino=openvino)
+        ),
     }
     return builders[request.param]
 

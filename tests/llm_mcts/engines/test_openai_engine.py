@@ -21,8 +21,8 @@ LINE = Request(PROMPT, 1, 20, 1.0, ("\n",), seed=4)
 
 
 def engine_for(url: str, logprobs: bool = True, **settings: Any) -> OpenAIEngine:
-    openai = OpenAIConfig((url,), **{"retries": 0, "backoff": 0.0, **settings})
-    return OpenAIEngine(EngineConfig(name="openai", model="made-up", openai=openai), logprobs)
+    openai = OpenAIConfig((url,), **{"retries": 0, "backoff": 0.0, "logprobs": logprobs, **settings})
+    return OpenAIEngine(EngineConfig(name="openai", model="made-up", openai=openai))
 
 
 def ask(

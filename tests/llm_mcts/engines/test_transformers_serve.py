@@ -84,8 +84,8 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 def engine_for(url: str, folder: Path, logprobs: bool = False, **settings: object) -> OpenAIEngine:
     """One request at a time, so that seeds hold."""
-    openai = OpenAIConfig((url,), **{"concurrency": 1, "retries": 0, "timeout": 30.0, **settings})  # type: ignore[arg-type]
-    return OpenAIEngine(EngineConfig(name="openai", model=str(folder), openai=openai), logprobs)
+    openai = OpenAIConfig((url,), **{"concurrency": 1, "retries": 0, "timeout": 30.0, "logprobs": logprobs, **settings})  # type: ignore[arg-type]
+    return OpenAIEngine(EngineConfig(name="openai", model=str(folder), openai=openai))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_chat_with_a_template_that_is_the_plain_prompt(url: str, folder: Path, l
 
 def test_what_the_server_lacks_is_told(url: str, folder: Path, engine: OpenAIEngine) -> None:
     asking = engine_for(url, folder, logprobs=True)
-    with pytest.raises(EngineError, match=r"logprobs None; expected log-probabilities.*logprobs=False"):
+    with pytest.raises(EngineError, match=r"logprobs None; expected log-probabilities.*engine\.openai\.logprobs"):
         asyncio.run(asking.generate(Request(prompt(QUESTIONS[0]), 1, 9)))
     with pytest.raises(EngineError, match="log-probabilities"):
         asyncio.run(engine.logprobs(prompt(QUESTIONS[0]), [("Then",)]))
@@ -187,4 +187,4 @@ def test_what_the_server_lacks_is_told(url: str, folder: Path, engine: OpenAIEng
         with pytest.raises(EngineError, match=f"Unexpected fields in the request: .*{next(iter(setting))}"):
             asyncio.run(engine.generate(replace(Request(prompt(QUESTIONS[0]), 1, 9), **setting)))
     with pytest.raises(EngineError, match="is pinned to"):
-        asyncio.run(OpenAIEngine(replace(engine.config, model="other"), False).generate(Request(("a",), 1, 9)))
+        asyncio.run(OpenAIEngine(replace(engine.config, model="other")).generate(Request(("a",), 1, 9)))
