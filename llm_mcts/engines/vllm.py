@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Completion, EngineConfig, Request
 from llm_mcts.engines.checkpoints import Checkpoint, check_rank, check_same_shape, end_tokens, read_checkpoint
 from llm_mcts.engines.transformers import load_tokenizer
@@ -73,15 +74,10 @@ class VLLMEngine:
         usage.lm_calls += 1
         sequences = [_Sequence() for _ in range(request.n)]
         try:
-            return await self._backend.run(self._continue_all(request, prompt, sequences))
+            return await self._backend.run(gather_all([self._continue(request, prompt, i, s) for i, s in enumerate(sequences)]))
         finally:
             for sequence in sequences:
                 _count(usage, sequence.cached, len(prompt), len(sequence.tokens))
-
-    async def _continue_all(self, request: Request, prompt: list[int], sequences: list[_Sequence]) -> list[Completion]:
-        async with asyncio.TaskGroup() as group:  # a failure or a cancellation takes the other sequences along
-            tasks = [group.create_task(self._continue(request, prompt, i, s)) for i, s in enumerate(sequences)]
-        return [task.result() for task in tasks]
 
     async def _continue(self, request: Request, prompt: list[int], i: int, sequence: _Sequence) -> Completion:
         """Take tokens until one ends the text; leaving the stream tells vLLM to end the sequence."""
@@ -127,12 +123,7 @@ class VLLMEngine:
         texts = [self._checked(self._encode([*prompt, *continuation])) for continuation in continuations]
         usage.lm_calls += 1
 
-        async def every() -> list[list[float]]:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._backend.score(text)) for text in texts]
-            return [task.result() for task in tasks]
-
-        scores = await self._backend.run(every())
+        scores = await self._backend.run(gather_all([self._backend.score(text) for text in texts]))
         for text in texts:
             _count(usage, 0, len(text), 0)  # vLLM reads no cache where it has to score the prompt
         return [row[start - 1 :] for row in scores]

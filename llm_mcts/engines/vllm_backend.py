@@ -27,8 +27,6 @@ T = TypeVar("T")
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # On CPUs vLLM's default is 128 tokens a block, and only whole blocks are shared: longer than most reasoning steps.
 _CPU_BLOCK = 32
-# With 64 seeded sequences in a batch, vLLM on CPUs fails with "CPU Generator does not use offset"; 32 work.
-MAX_SEEDED_ON_CPU = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +90,13 @@ class VLLMBackend:
         return [row[token].logprob for token, row in zip(tokens[1:], rows[1:], strict=True)]
 
     def _outputs(self, prompt: list[int], sampling: dict[str, Any]) -> Any:
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(output_kind=RequestOutputKind.DELTA, **sampling)
-        prompted = TokensPrompt(prompt_token_ids=prompt)
-        return _translated(self._llm.generate(prompted, params, f"llm-mcts-{next(self._ids)}", lora_request=self._adapter))
+        name = f"llm-mcts-{next(self._ids)}"
+        return _translated(self._llm.generate(tokens_input(prompt), params, name, lora_request=self._adapter))
 
     async def use_adapter(self, checkpoint: Checkpoint) -> None:
         """Put another LoRA adapter in the former one's place, or none; the former one stays where the new one fails."""
@@ -180,17 +179,16 @@ def engine_arguments(config: EngineConfig, checkpoint: Checkpoint, device: str) 
 
 
 def _cpu_arguments(config: EngineConfig) -> dict[str, Any]:
-    """Eager, because compiling takes half a minute at each start; float32 as in `resolve_dtype`."""
+    """Eager, because compiling takes half a minute at each start; float32 as in `resolve_dtype`.
+
+    Prompts are computed whole: where one is cut at a batch's end, vLLM winds the sequence's random generator back, which a
+    CPU's generator cannot do ("CPU Generator does not use offset"), and the whole engine dies of it.
+    """
     if config.cache_mb == 0:
         raise ConfigError("engine.cache_mb is 0; expected above 0: on a CPU vLLM keeps running sequences there too")
-    if config.max_batch > MAX_SEEDED_ON_CPU:
-        raise ConfigError(
-            f"engine.max_batch is {config.max_batch}; expected at most {MAX_SEEDED_ON_CPU} for vLLM on a CPU, whose seeded "
-            "sampling fails in larger batches"
-        )
     space = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": config.cache_mb * 2**20}
     dtype = "float32" if config.dtype == "auto" else config.dtype
-    return {"dtype": dtype, "enforce_eager": True, "block_size": _CPU_BLOCK, **space}
+    return {"dtype": dtype, "enforce_eager": True, "enable_chunked_prefill": False, "block_size": _CPU_BLOCK, **space}
 
 
 def _gpu_arguments(config: EngineConfig) -> dict[str, Any]:
