@@ -68,6 +68,7 @@ class VLLMEngine:
         Raises:
             QuestionError: the prompt is empty or leaves no room in the model's context. A continuation that reaches the
                 context's end before `max_tokens` finishes with reason "length".
+            ConfigError: vLLM refuses the sampling settings, such as a temperature above 2.
             ModelError: vLLM failed.
         """
         prompt, usage = self._checked(self._encode(request.prompt)), meter()
@@ -113,7 +114,10 @@ class VLLMEngine:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     async def logprobs(self, prompt: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The log-probabilities of each continuation's tokens; each is computed from its first prompt token on.
+        """The log-probabilities of each continuation's tokens.
+
+        A continuation of one token finds its prompt in the prefix cache; a longer one is computed from its first prompt
+        token on, and in an engine for LoRA adapters token by token (see `VLLMBackend.score`).
 
         Raises:
             QuestionError: the prompt is empty, or a continuation leaves no room for one token more in the context.
@@ -123,10 +127,10 @@ class VLLMEngine:
         texts = [self._checked(self._encode([*prompt, *continuation])) for continuation in continuations]
         usage.lm_calls += 1
 
-        scores = await self._backend.run(gather_all([self._backend.score(text) for text in texts]))
-        for text in texts:
-            _count(usage, 0, len(text), 0)  # vLLM reads no cache where it has to score the prompt
-        return [row[start - 1 :] for row in scores]
+        scores = await self._backend.run(gather_all([self._backend.score(text, start) for text in texts]))
+        for text, score in zip(texts, scores, strict=True):
+            _count(usage, score.cached, len(text), 0)
+        return [score.logprobs for score in scores]
 
     def _checked(self, tokens: list[int]) -> list[int]:
         if self._unusable:

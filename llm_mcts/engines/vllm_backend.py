@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.engines.checkpoints import Checkpoint
 from llm_mcts.engines.transformers import first_line
@@ -27,6 +28,9 @@ T = TypeVar("T")
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # On CPUs vLLM's default is 128 tokens a block, and only whole blocks are shared: longer than most reasoning steps.
 _CPU_BLOCK = 32
+# Before vLLM's processes are killed; they take about five to end by themselves.
+_SHUTDOWN_SECONDS = 20.0
+_ONE_TOKEN = {"max_tokens": 1, "temperature": 0.0, "detokenize": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class VLLMBackend:
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
         self._ids = itertools.count()
+        self._adapters = config.vllm.max_lora_rank > 0
         self._adapter: Any = None
         self._adapter_ids = itertools.count(1)
         try:
@@ -80,21 +85,42 @@ class VLLMBackend:
                 logprobs = [found[token].logprob for token, found in zip(tokens, sequence.logprobs or (), strict=True)]
                 yield Chunk(tokens, logprobs, output.num_cached_tokens or 0)
 
-    async def score(self, tokens: list[int]) -> list[float]:
-        """The log-probability of every token but the first, at temperature 1."""
-        sampling = {"prompt_logprobs": 0, "max_tokens": 1, "temperature": 0.0, "detokenize": False}
+    async def score(self, tokens: list[int], start: int) -> Chunk:
+        """The tokens from index `start` >= 1 on, with their log-probabilities at temperature 1, by one forward or by many.
+
+        One forward scores a whole text, but reads no prefix cache; and where adapters are switched on, vLLM's mapping of
+        adapters to rows does not cover a prompt's rows (on a CPU the engine dies of it). So one token alone, and every token
+        of an engine for adapters, is scored as the next token of what stands before it.
+        """
+        if not self._adapters and len(tokens) - start > 1:
+            return await self._score_whole(tokens, start)
+        scored = await gather_all([self._score_next(tokens[:i], tokens[i]) for i in range(start, len(tokens))])
+        cached = min((cached for _, cached in scored), default=0)
+        return Chunk(tokens[start:], [logprob for logprob, _ in scored], cached)
+
+    async def _score_whole(self, tokens: list[int], start: int) -> Chunk:
         rows: list[Any] = []
-        async with aclosing(self._outputs(tokens, sampling)) as outputs:
+        async with aclosing(self._outputs(tokens, {"prompt_logprobs": 0, **_ONE_TOKEN})) as outputs:
             async for output in outputs:
                 rows = output.prompt_logprobs or rows
-        return [row[token].logprob for token, row in zip(tokens[1:], rows[1:], strict=True)]
+        found = [row[token].logprob for token, row in zip(tokens[start:], rows[start:], strict=True)]
+        return Chunk(tokens[start:], found, 0)
+
+    async def _score_next(self, prompt: list[int], token: int) -> tuple[float, int]:
+        async with aclosing(self._outputs(prompt, {"logprob_token_ids": [token], **_ONE_TOKEN})) as outputs:
+            async for output in outputs:
+                return output.outputs[0].logprobs[0][token].logprob, output.num_cached_tokens or 0
+        raise ModelError("vLLM ended a sequence without a token; expected one: its log above tells more")
 
     def _outputs(self, prompt: list[int], sampling: dict[str, Any]) -> Any:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(output_kind=RequestOutputKind.DELTA, **sampling)
+        try:
+            params = SamplingParams(output_kind=RequestOutputKind.DELTA, **sampling)
+        except ValueError as error:
+            raise ConfigError(f"vLLM refuses these settings: {first_line(error)}") from error
         name = f"llm-mcts-{next(self._ids)}"
         return _translated(self._llm.generate(tokens_input(prompt), params, name, lora_request=self._adapter))
 
@@ -138,7 +164,7 @@ class VLLMBackend:
             self._stop_thread()
 
     async def _shut_down(self) -> None:
-        self._llm.shutdown()
+        self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
         self._llm = None
         await asyncio.sleep(0)  # lets the cancelled output task end
 

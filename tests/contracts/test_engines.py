@@ -1,9 +1,8 @@
 """What every engine keeps to, whatever stands behind it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,8 @@ def script(prompt: str) -> Sequence[tuple[str, float]]:
     return [("2 + 2 = 4", 0.5), ("2 + 2 = 5", 0.3), (f"so {len(prompt) % 7}", 0.2)]
 
 
-@cache
-def vllm_engine() -> Engine:
+@pytest.fixture(scope="session")
+def vllm_engine() -> Iterator[Engine]:
     """One for all tests, since vLLM takes half a minute to start; scripts/check_vllm.sh compares two of them.
 
     It runs the built-in model: vLLM on a CPU knows no attention heads as small as the tiny model's.
@@ -38,7 +37,9 @@ def vllm_engine() -> Engine:
     pytest.importorskip("vllm", reason="vLLM is not installed; scripts/check_vllm.sh runs this with it")
     from llm_mcts.engines.vllm import VLLMEngine
 
-    return VLLMEngine(EngineConfig("vllm", max_batch=8, cache_mb=64))
+    engine = VLLMEngine(EngineConfig("vllm", max_batch=8, cache_mb=64))
+    yield engine
+    asyncio.run(engine.aclose())
 
 
 @pytest.fixture(params=["scripted", "scripted, late", "transformers", "transformers, two at a time", "vllm"])
@@ -50,7 +51,7 @@ def build(request: pytest.FixtureRequest, tiny_model: Path) -> Callable[[], Engi
         "scripted, late": lambda: ScriptedEngine(script, turns=lambda r: 7 * (r.seed + r.n) % 5),
         "transformers": lambda: TransformersEngine(EngineConfig(model, device="cpu")),
         "transformers, two at a time": lambda: TransformersEngine(EngineConfig(model, device="cpu", max_batch=2, cache_mb=0)),
-        "vllm": vllm_engine,
+        "vllm": lambda: request.getfixturevalue("vllm_engine"),
     }
     return builders[request.param]
 
