@@ -29,7 +29,7 @@ import torch
 from llm_mcts import Solver
 from llm_mcts.engines.base import Completion, Engine, EngineConfig, OpenAIConfig, Request, VLLMConfig
 from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
-from llm_mcts.errors import LLMMCTSError, ModelError
+from llm_mcts.errors import ModelError
 from llm_mcts.prompts import Encoder
 from llm_mcts.solver import SolverConfig
 from llm_mcts.types import metered
@@ -244,6 +244,7 @@ async def check_cancel(engine: Any) -> str:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    await asyncio.sleep(0.2)  # vLLM hears of it in its own thread
     left = engine._backend._llm.get_num_unfinished_requests()
     require(running > 0 and left == 0, f"{running} sequences before the cancellation, {left} after it")
     return f"{running} sequences before, none after"

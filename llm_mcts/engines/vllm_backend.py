@@ -144,6 +144,7 @@ class VLLMBackend:
         """Read other weights of the same shape into the running model."""
         try:
             await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": base})
+            await self._llm.collective_rpc("renew_tied_head")
         except Exception as error:  # as above
             raise ModelError(f"vLLM could not read the weights of {base}: {first_line(error)}") from error
 
@@ -192,6 +193,7 @@ def engine_arguments(config: EngineConfig, checkpoint: Checkpoint, device: str) 
         "enable_prefix_caching": config.cache_mb > 0,
         "logprobs_mode": "raw_logprobs",  # of the model's own logits: temperature 1, nothing truncated
         "disable_log_stats": True,
+        "worker_extension_cls": "llm_mcts.engines.vllm_worker.WorkerExtension",
         "trust_remote_code": False,
     }
     if config.vllm.max_lora_rank:
