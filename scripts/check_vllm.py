@@ -72,7 +72,8 @@ def require(holds: bool, otherwise: str) -> None:
 def resident() -> float:
     """Resident memory of this process and its children, in MB; pages that they share count once for each."""
     here = psutil.Process()
-    return sum(process.memory_info().rss for process in [here, *here.children(recursive=True)]) / 2**20
+    total: int = sum(process.memory_info().rss for process in [here, *here.children(recursive=True)])
+    return total / 2**20
 
 
 def reference(model: Any, tokenizer: Any) -> list[list[float]]:
@@ -198,7 +199,8 @@ def variants(model: str, folder: Path) -> tuple[list[str], list[str], str]:
 async def check_swaps(engine: Any, models: list[str]) -> str:
     """Swap to and fro; after each swap the engine computes what transformers does, and memory stays."""
     expected = {m: reference(load_causal_lm(m, torch.float32, torch.device("cpu")), load_tokenizer(m)) for m in models}
-    require(distance(*expected.values()) > 0.05, "the checkpoints are too alike for this check")  # type: ignore[call-arg]
+    first, second = expected.values()
+    require(distance(first, second) > 0.05, "the checkpoints are too alike for this check")
     memory, seconds, worst = [], [], 0.0
     for i in range(SWAPS):
         started = time.perf_counter()
@@ -310,7 +312,7 @@ async def in_process(report: Report, model: str) -> None:
 
 @contextlib.contextmanager
 def serve(model: str) -> Iterator[str]:
-    """`vllm serve` on loopback, ended on leaving; its base URL.
+    """vLLM's server on loopback, ended on leaving; its base URL.
 
     Without --no-enable-chunked-prefill a CPU server dies when a seeded request's prompt does not fit into a batch.
     """
@@ -320,7 +322,8 @@ def serve(model: str) -> Iterator[str]:
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "checked", "--dtype", "float32"]
     arguments += ["--max-num-seqs", str(MAX_BATCH), "--no-enable-chunked-prefill", "--block-size", "32", "--enforce-eager"]
     arguments += ["--enable-prompt-tokens-details", "--no-enable-log-requests", "--generation-config", "vllm"]
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", model, *arguments]
+    # What `vllm serve` runs; the command itself fails in builds that are not packaged as "vllm" (it asks for that version).
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *arguments]
     process = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})
     try:
         _await_health(process, f"http://127.0.0.1:{port}/health")
@@ -337,11 +340,13 @@ def serve(model: str) -> Iterator[str]:
 def _await_health(process: "subprocess.Popen[bytes]", url: str) -> None:
     for _ in range(300):
         if process.poll() is not None:
-            raise ModelError(f"vllm serve ended with status {process.returncode} before it was ready; its log above tells more")
+            raise ModelError(
+                f"vLLM's server ended with status {process.returncode} before it was ready; its log above tells more"
+            )
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
             return
         time.sleep(1)
-    raise ModelError("vllm serve was not ready after 300 s; expected an answer from /health")
+    raise ModelError("vLLM's server was not ready after 300 s; expected an answer from /health")
 
 
 async def served(report: Report, model: str) -> None:

@@ -220,7 +220,7 @@ def adapter(tiny: Path, folder: Path, rank: int) -> str:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     config = LoraConfig(r=rank, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    get_peft_model(LlamaForCausalLM.from_pretrained(tiny), config).save_pretrained(folder)  # type: ignore[arg-type]
+    get_peft_model(LlamaForCausalLM.from_pretrained(tiny), config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
     return str(folder)
 
