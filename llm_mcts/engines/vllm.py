@@ -49,7 +49,6 @@ class VLLMEngine:
         check_rank(self._checkpoint, config.vllm.max_lora_rank)
         self._use_tokenizer(self._checkpoint)
         self._backend: VLLMBackend = backend or VLLMBackend(config, self._checkpoint)
-        self._swap_lock = asyncio.Lock()
         self._unusable: str | None = None
 
     def _use_tokenizer(self, checkpoint: Checkpoint) -> None:
@@ -156,28 +155,19 @@ class VLLMEngine:
         """
         new = read_checkpoint(model)
         check_rank(new, self.config.vllm.max_lora_rank)
-        await self._backend.run(self._swap(new))
+        await self._backend.run_alone(self._swap(new))
 
     async def _swap(self, new: Checkpoint) -> None:
-        async with self._swap_lock:
-            # Training writes rounds into new folders, but the same folder may also hold new weights by now.
-            reload = new.base != self._checkpoint.base or new.adapter is None
-            if reload:
-                check_same_shape(self._checkpoint.base, new.base)
-            await self._backend.pause()
-            try:
-                if reload:
-                    await self._reload(new)
-                await self._backend.use_adapter(new)
-            finally:
-                await self._backend.resume()
-            self._use_tokenizer(new)
-            self._checkpoint = new
-
-    async def _reload(self, new: Checkpoint) -> None:
-        self._unusable = f"the engine's weights are incomplete since a swap to {new.name} failed; start a new engine"
-        await self._backend.reload(new.base)
-        self._unusable = None
+        # Whole weights are read even from the folder that runs: training may have written others there since.
+        reload = new.base != self._checkpoint.base or new.adapter is None
+        if reload:
+            check_same_shape(self._checkpoint.base, new.base)
+            self._unusable = f"the engine's weights are incomplete since a swap to {new.name} failed; start a new engine"
+            await self._backend.reload(new.base)
+        await self._backend.use_adapter(new)
+        await self._backend.clear_cache()
+        self._use_tokenizer(new)
+        self._checkpoint, self._unusable = new, None
 
     async def aclose(self) -> None:
         """End vLLM's processes and give back their memory."""

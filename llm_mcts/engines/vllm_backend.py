@@ -53,9 +53,7 @@ class VLLMBackend:
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         arguments = engine_arguments(config, checkpoint, _device())
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
-        self._thread.start()
+        self._start_thread()
         self._ids = itertools.count()
         self._adapters = config.vllm.max_lora_rank > 0
         self._adapter: Any = None
@@ -74,7 +72,39 @@ class VLLMBackend:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that uses this backend, on the backend's loop; cancelling the caller cancels it."""
+        return await self._across(self._shared(work))
+
+    async def run_alone(self, work: Coroutine[Any, Any, T]) -> T:
+        """The same once all that runs has ended, while all that comes waits."""
+        return await self._across(self._exclusive(work))
+
+    async def _across(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def _shared(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            await self._open.wait()
+        except asyncio.CancelledError:
+            work.close()
+            raise
+        self._running += 1
+        self._idle.clear()
+        try:
+            return await work
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def _exclusive(self, work: Coroutine[Any, Any, T]) -> T:
+        async with self._alone:
+            self._open.clear()
+            try:
+                await self._idle.wait()
+                return await work
+            finally:
+                work.close()
+                self._open.set()
 
     async def stream(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Chunk, None]:
         """Continue a prompt; leaving the iteration early aborts the sequence."""
@@ -148,13 +178,9 @@ class VLLMBackend:
         except Exception as error:  # as above
             raise ModelError(f"vLLM could not read the weights of {base}: {first_line(error)}") from error
 
-    async def pause(self) -> None:
-        """Wait for the sequences under way, hold later ones back and clear the prefix cache."""
-        await self._llm.pause_generation(mode="wait", clear_cache=True)
-
-    async def resume(self) -> None:
-        """Let the sequences go on that `pause` held back, over an empty prefix cache."""
-        await self._llm.reset_prefix_cache()
+    async def clear_cache(self) -> None:
+        """Forget the keys and values of every prefix, which came of former weights."""
+        await self._llm.pause_generation(mode="wait", clear_cache=True)  # waits for sequences that were just aborted
         await self._llm.resume_generation()
 
     def close(self) -> None:
@@ -168,6 +194,14 @@ class VLLMBackend:
         self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
         self._llm = None
         await asyncio.sleep(0)  # lets the cancelled output task end
+
+    def _start_thread(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+        self._open, self._idle, self._alone, self._running = asyncio.Event(), asyncio.Event(), asyncio.Lock(), 0
+        self._open.set()
+        self._idle.set()
 
     def _stop_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

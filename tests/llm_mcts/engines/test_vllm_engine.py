@@ -48,11 +48,12 @@ class StandIn:
     async def score(self, tokens: list[int], start: int) -> Chunk:
         return Chunk(tokens[start:], [-float(i) for i in range(start, len(tokens))], 2)
 
-    async def pause(self) -> None:
-        self.calls.append("pause")
+    async def run_alone(self, work: Coroutine[Any, Any, Any]) -> Any:
+        self.calls.append("alone")
+        return await work
 
-    async def resume(self) -> None:
-        self.calls.append("resume")
+    async def clear_cache(self) -> None:
+        self.calls.append("clear")
 
     async def reload(self, base: str) -> None:
         self.calls.append(f"reload {Path(base).name}")
@@ -228,14 +229,14 @@ def adapter(tiny: Path, folder: Path, rank: int) -> str:
 def test_an_adapter_is_swapped_in_without_its_base(build: Build, tiny_model: Path, tmp_path: Path) -> None:
     engine, backend = build(rank=4)
     asyncio.run(engine.swap(adapter(tiny_model, tmp_path / "round-1", 4)))
-    assert backend.calls == ["pause", "adapter round-1", "resume"]
+    assert backend.calls == ["alone", "adapter round-1", "clear"]
 
 
 def test_whole_weights_take_the_adapter_away(build: Build, tiny_model: Path, tmp_path: Path) -> None:
     engine, backend = build(rank=4)
     asyncio.run(engine.swap(adapter(tiny_model, tmp_path / "round-1", 4)))
     asyncio.run(engine.swap(str(tiny_model)))
-    assert backend.calls[3:] == ["pause", "reload tiny", "adapter None", "resume"]
+    assert backend.calls[3:] == ["alone", "reload tiny", "adapter None", "clear"]
 
 
 def test_refused_checkpoints_touch_nothing(build: Build, tiny_model: Path, tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_refused_checkpoints_touch_nothing(build: Build, tiny_model: Path, tmp_p
         asyncio.run(engine.swap(adapter(tiny_model, tmp_path / "round-1", 4)))
     with pytest.raises(ModelError, match="config differs"):
         asyncio.run(engine.swap("embedded"))
-    assert backend.calls == []
+    assert set(backend.calls) <= {"alone"}
     assert ask(engine).text == "4\n"
 
 
@@ -253,7 +254,6 @@ def test_a_failed_read_makes_the_engine_unusable_in_words(build: Build, tiny_mod
     backend.fail_reload = True
     with pytest.raises(ModelError, match="torn file"):
         asyncio.run(engine.swap(str(tiny_model)))
-    assert backend.calls[-1] == "resume"
     with pytest.raises(ModelError, match="start a new engine"):
         ask(engine)
 
@@ -262,6 +262,64 @@ def test_aclose_closes_the_backend(build: Build) -> None:
     engine, backend = build()
     asyncio.run(engine.aclose())
     assert backend.calls == ["close"]
+
+
+# Sharing the backend's loop
+
+
+def bare_backend() -> VLLMBackend:
+    """The backend's thread and gate without a vLLM behind them."""
+    backend = object.__new__(VLLMBackend)
+    backend._start_thread()
+    return backend
+
+
+def test_work_alone_waits_for_what_runs_and_holds_back_what_comes() -> None:
+    backend, seen = bare_backend(), list[str]()
+
+    async def work(name: str, seconds: float = 0.0) -> str:
+        seen.append(f"{name} begins")
+        await asyncio.sleep(seconds)
+        seen.append(f"{name} ends")
+        return name
+
+    async def run() -> list[str]:
+        first = asyncio.create_task(backend.run(work("first", 0.1)))
+        await asyncio.sleep(0.02)
+        alone = asyncio.create_task(backend.run_alone(work("alone", 0.05)))
+        await asyncio.sleep(0.02)
+        return [await task for task in (first, alone, asyncio.create_task(backend.run(work("last"))))]
+
+    assert asyncio.run(run()) == ["first", "alone", "last"]
+    assert seen == ["first begins", "first ends", "alone begins", "alone ends", "last begins", "last ends"]
+    backend._stop_thread()
+
+
+def test_a_cancellation_reaches_the_backend_s_loop_and_opens_the_gate_again() -> None:
+    backend, cancelled = bare_backend(), list[str]()
+
+    async def hang(name: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(name)
+            raise
+
+    async def done() -> int:
+        return 4
+
+    async def run() -> int:
+        for name, start in (("shared", backend.run), ("alone", backend.run_alone)):
+            task = asyncio.create_task(start(hang(name)))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        return await asyncio.wait_for(backend.run(done()), 5)
+
+    assert asyncio.run(run()) == 4
+    assert cancelled == ["shared", "alone"]
+    backend._stop_thread()
 
 
 # The arguments that vLLM gets
