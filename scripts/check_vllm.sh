@@ -3,7 +3,7 @@
 #
 #   scripts/check_vllm.sh [MODEL FOLDER]      default: the built-in model
 #
-# The first run installs vLLM into .venv-vllm (about 2 GB, minutes); VENV=FOLDER takes another place. vLLM's processes need
+# The first run installs vLLM into .venv-vllm (about 4 GB, minutes); VENV=FOLDER takes another place. vLLM's processes need
 # about 4 GB of memory for small models. Ends with a summary; the exit status is that of the worst part.
 set -uo pipefail
 cd "$(dirname "$0")/.."
