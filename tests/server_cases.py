@@ -55,7 +55,7 @@ class Running:
 
     def idle(self) -> bool:
         engine = self.engine
-        return not (engine._active or engine._waiting or engine._unfinished) and self.server.gate.running == 0
+        return not (engine.batch.active or engine.batch.waiting or engine.batch.unfinished) and self.server.gate.running == 0
 
     def client(self, **settings: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.server.url, **{"api_key": "none", "max_retries": 0, **settings})

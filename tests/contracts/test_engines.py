@@ -38,6 +38,20 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def vllm_engine() -> Iterator[Engine]:
+    """One for all tests, since vLLM takes half a minute to start; scripts/check_vllm.sh compares two of them.
+
+    It runs the built-in model: vLLM on a CPU knows no attention heads as small as the tiny model's.
+    """
+    pytest.importorskip("vllm", reason="vLLM is not installed; scripts/check_vllm.sh runs this with it")
+    from llm_mcts.engines.vllm import VLLMEngine
+
+    engine = VLLMEngine(EngineConfig(name="vllm", max_batch=8, cache_mb=64))
+    yield engine
+    asyncio.run(engine.aclose())
+
+
 ENGINES = [
     "scripted",
     "scripted, late",
@@ -46,6 +60,7 @@ ENGINES = [
     "openai",
     "openvino",
     "openvino, two at a time",
+    "vllm",
 ]
 
 
@@ -65,6 +80,7 @@ def build(request: pytest.FixtureRequest, tiny_model: Path, server: FakeServer) 
         "openvino, two at a time": lambda: OpenVINOEngine(
             EngineConfig(model, name="openvino", max_batch=2, cache_mb=0, openvino=openvino)
         ),
+        "vllm": lambda: request.getfixturevalue("vllm_engine"),
     }
     return builders[request.param]
 

@@ -207,14 +207,14 @@ def test_a_client_that_leaves_stops_its_search(solver: Solver, stream: bool) -> 
     with running(solver, ENDLESS, limits={"keep_alive": 0.2, "tokens": 10**9}) as served:
         before = served.tasks()
         with hanging(served, stream=stream) as connection:
-            eventually(lambda: bool(served.engine._active))
+            eventually(lambda: bool(served.engine.batch.active))
             if stream:
                 assert b"200 OK" in connection.recv(1000)
                 assert b": searching" in connection.recv(1000)
         eventually(served.idle)
-        steps = served.engine.decode_steps
+        steps = served.engine.batch.decode_steps
         time.sleep(0.3)
-        assert served.engine.decode_steps == steps
+        assert served.engine.batch.decode_steps == steps
         eventually(lambda: served.tasks() <= before)
 
 
