@@ -19,10 +19,21 @@ class PolicyConfig:
     """Longest step in tokens, its newline included; a longer one ends the solution without an answer. OVM: 100."""
     max_solution_tokens: int = 400
     """Longest roll-out in tokens."""
+    top_k: int = 0
+    """Sample among the k most likely tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens whose probabilities add up to p, in (0, 1]."""
+    min_p: float = 0.0
+    """Sample among tokens at least this times as likely as the likeliest, in [0, 1]."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < inf:
             raise ConfigError(f"policy.temperature is {self.temperature}; expected above 0 (the greedy search needs no change)")
+        if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise ConfigError(
+                f"policy with top_k={self.top_k}, top_p={self.top_p}, min_p={self.min_p}; "
+                "expected top_k >= 0, top_p in (0, 1], min_p in [0, 1]"
+            )
         if self.max_step_tokens < 1 or self.max_solution_tokens < 1:
             raise ConfigError(
                 f"policy with max_step_tokens={self.max_step_tokens}, max_solution_tokens={self.max_solution_tokens}; "
@@ -84,7 +95,12 @@ class LMPolicy:
         if not state.question.strip():
             raise QuestionError("the question is empty; expected some text")
         prompt = self.prompt.segments(state)
-        return await self.engine.generate(Request(prompt, n, max_tokens, temperature, stop, seed))
+        how = self.config
+        return await self.engine.generate(
+            Request(prompt, n, max_tokens, temperature, stop, seed, how.top_k, how.top_p, how.min_p)
+            if temperature > 0
+            else Request(prompt, n, max_tokens, temperature, stop, seed)
+        )
 
     def _step(self, completion: Completion) -> Step:
         """A generated line as a step; one that was cut off or ended by the model is terminal."""

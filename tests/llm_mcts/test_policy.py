@@ -267,3 +267,14 @@ def test_a_judge_of_the_chat_style_is_asked_in_a_chat() -> None:
     assert run(policy.equivalent(State("q"), Step("a"), Step("b")))
     (request,) = policy.engine.requests  # type: ignore[attr-defined]
     assert request.prompt[0].startswith("<user>Here is")
+
+
+def test_truncations_reach_the_engine_where_something_is_sampled() -> None:
+    policy = fixed(line("#### 1"), config=PolicyConfig(top_k=5, top_p=0.9, min_p=0.1))
+    run(policy.propose(State("q"), 1, 0))
+    run(policy.rollout(State("q"), 1, 0, temperature=0.0))
+    asked = [(r.temperature, r.top_k, r.top_p, r.min_p) for r in policy.engine.requests]  # type: ignore[attr-defined]
+    assert asked == [(0.8, 5, 0.9, 0.1), (0.0, 0, 1.0, 0.0)]
+    for wrong in ({"top_k": -1}, {"top_p": 0.0}, {"min_p": 2.0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            PolicyConfig(**wrong)  # type: ignore[arg-type]
