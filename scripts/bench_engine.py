@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What the engine costs: decoding and a whole search beside plain `generate`, computed tokens, and the CPU's limit.
 
-    python scripts/bench_engine.py --model FOLDER --questions FILE.jsonl [--parts decode search work] [--threads 2] [--json]
+    python scripts/bench_engine.py --model FOLDER --questions FILE.jsonl [--parts decode search work] [--threads 2]
 
 decode   32 prompts, 128 new tokens each: tokens per second of the engine, of `model.generate` on the same batch, and, where
          openvino-genai is installed and --openvino is given, of the openvino engine; runs alternate, medians of --repeats
 limit    the same step's matrix products alone: as PyTorch lays weights out, packed, and at the speed of one large product
 search   the same mcts over the engine, many questions at once, and over one `generate` call per request, one at a time
+memory   resident memory of a policy alone, and of policy, value model, PRM, ORM and verifier as LoRA adapters on one backbone
 work     mcts with three critics, 32 questions at once: computed tokens per distinct token, for the policy and each critic, and
          rows per decode step until nine tenths of the run are over
 
@@ -15,18 +16,26 @@ Critics of the work part have random heads: they cost what trained ones cost. Qu
 
 import argparse
 import asyncio
+import gc
 import json
+import resource
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from torch import nn
 
 from critics import CriticModel, ModelCritic, WeightedCritic
+from critics.modeling import LoraSpec
 from llm_mcts.engines import build_engine
+from llm_mcts.engines.adapters import SharedBackbone, adapter_base
 from llm_mcts.engines.base import Completion, Engine, EngineConfig, Request
 from llm_mcts.engines.batching import BatchedModel
 from llm_mcts.engines.packing import PackedLinear
@@ -35,7 +44,7 @@ from llm_mcts.policy import LMPolicy, PolicyConfig
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.runner import run_questions
 from llm_mcts.search.mcts import MCTSConfig, mcts
-from llm_mcts.types import Critic, Policy, Problem, SearchResult, meter
+from llm_mcts.types import Critic, Policy, Problem, SearchResult, State, meter
 
 IN_FLIGHT = 32
 CPU = torch.device("cpu")
@@ -235,12 +244,61 @@ def count_work(model: str, questions: Sequence[str], config: MCTSConfig, cache_m
     return {"search": search, **{name: recorder.report() for name, recorder in recorders.items()}}
 
 
+def measure_memory(model: str, rank: int = 16) -> dict[str, float]:
+    """Megabytes resident after loading the policy alone, and policy and four critics on one backbone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        for kind in ("value", "prm", "orm"):
+            CriticModel.create(kind, model, lora=LoraSpec(rank=rank)).save_pretrained(root / kind)  # type: ignore[arg-type]
+        lm = get_peft_model(load_causal_lm(model, torch.float32, CPU), LoraSpec(rank=rank).peft_config("CAUSAL_LM"))
+        for name in ("policy", "genrm"):
+            lm.save_pretrained(root / name)
+            load_tokenizer(model).save_pretrained(root / name)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            alone = pool.submit(_resident, model, {}).result()
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            critics = {kind: str(root / kind) for kind in ("value", "prm", "orm", "genrm")}
+            together = pool.submit(_resident, str(root / "policy"), critics).result()
+    return {"policy_mb": alone, "policy_and_four_critics_mb": together, "ratio": together / alone}
+
+
+def _resident(policy: str, critics: dict[str, str]) -> float:
+    """Megabytes that this process grows by when it loads these models; one short request each, so that all are in use."""
+    before = _rss()
+    if not critics:
+        engine: Engine = TransformersEngine(EngineConfig(policy))
+    else:
+        base = adapter_base(policy)
+        assert base is not None
+        shared = SharedBackbone(load_causal_lm(base, torch.float32, CPU), base)
+        tokenizer = load_tokenizer(policy)
+        engine = TransformersEngine(EngineConfig(policy), model=shared.as_lm(shared.add(policy)), tokenizer=tokenizer)
+        verifier = TransformersEngine(model=shared.as_lm(shared.add(critics["genrm"])), tokenizer=tokenizer)
+        judges = [
+            ModelCritic(CriticModel.from_pretrained(folder, shared=shared))
+            for kind, folder in critics.items()
+            if kind != "genrm"
+        ]
+        shared.pack()
+        asyncio.run(verifier.generate(Request(("7",), 1, 2)))
+        for judge in judges:
+            asyncio.run(judge.score([State("7")]))
+    asyncio.run(engine.generate(Request(("7",), 1, 2)))
+    gc.collect()
+    return _rss() - before
+
+
+def _rss() -> float:
+    """Resident megabytes of this process (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def main() -> None:
     """Run the chosen parts and print their figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--questions", type=Path, required=True, help="JSON lines with a question each")
-    parser.add_argument("--parts", nargs="+", default=["decode", "limit", "search", "work"])
+    parser.add_argument("--parts", nargs="+", default=["decode", "limit", "search", "memory", "work"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=128)
@@ -259,6 +317,7 @@ def main() -> None:
         "decode": lambda: time_decoding(args.model, prompts, args.new_tokens, args.repeats, args.openvino),
         "limit": lambda: time_matrix_products(args.model, IN_FLIGHT, 5 * args.repeats),
         "search": lambda: compare_searches(args.model, questions, args.plain_questions, config),
+        "memory": lambda: measure_memory(args.model),
         "work": lambda: count_work(args.model, questions, config, args.cache_mb),
     }
     for part in args.parts:

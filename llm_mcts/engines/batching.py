@@ -161,8 +161,8 @@ class BatchedModel:
             while self.waiting or self.active:
                 for _ in range(_TURNS):
                     await asyncio.sleep(0)
-                self._drop_cancelled()
                 with torch.inference_mode():
+                    self._drop_cancelled()
                     while wave := self._next_wave():
                         self._compute(wave)
                     if self.active:
@@ -210,8 +210,8 @@ class BatchedModel:
 
     def _compute(self, wave: list[_Joining]) -> None:
         """Load what the tree holds, compute the rest."""
+        self.slots.ensure_room(wave[-1].slot + 1, max(len(entry.work.known) for entry in wave) + 1)
         for entry in wave:
-            self.slots.ensure_length(len(entry.work.known) + 1)
             self.slots.load(entry.slot, entry.found)
             self.prefilled_tokens += len(entry.fresh)
             entry.work.count(len(entry.fresh), len(entry.work.known) - len(entry.fresh))

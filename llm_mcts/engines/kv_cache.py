@@ -121,18 +121,24 @@ class SlotCache:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.context = int(config.max_position_embeddings)
-        self.kv = torch.zeros(config.num_hidden_layers, 2, max_rows, heads, 128, dim, dtype=dtype, device=device)
+        self.max_rows = max_rows
+        # Memory grows with the rows and lengths that are used.
+        self.kv = torch.zeros(config.num_hidden_layers, 2, min(4, max_rows), heads, 128, dim, dtype=dtype, device=device)
         self._rows = slice(0, 0)
         self._positions = torch.empty(0, 0, dtype=torch.long)
         self._width = 0
 
-    def ensure_length(self, length: int) -> None:
-        """Make room for rows of `length` tokens."""
-        if length > self.kv.shape[4]:
-            grown = max(length, 2 * self.kv.shape[4])
-            bigger = self.kv.new_zeros(*self.kv.shape[:4], grown, self.kv.shape[5])
-            bigger[..., : self.kv.shape[4], :] = self.kv
-            self.kv = bigger
+    def ensure_room(self, rows: int, length: int) -> None:
+        """Make room for `rows` rows, at most the limit, of `length` tokens."""
+        assert rows <= self.max_rows
+        layers, two, had_rows, heads, had_length, dim = self.kv.shape
+        if rows <= had_rows and length <= had_length:
+            return
+        rows = had_rows if rows <= had_rows else min(max(rows, 2 * had_rows), self.max_rows)
+        length = had_length if length <= had_length else max(length, 2 * had_length)
+        bigger = self.kv.new_zeros(layers, two, rows, heads, length, dim)
+        bigger[:, :, :had_rows, :, :had_length] = self.kv
+        self.kv = bigger
 
     def load(self, row: int, found: list[tuple[Tensor, int]]) -> int:
         """Copy a matched prefix into a row; return its length."""
@@ -167,7 +173,7 @@ class SlotCache:
         self._rows = rows
         self._positions = torch.tensor(padded, device=device).clamp_(max=self.context)
         self._width = min(max(row[-1] for row in padded), self.context) + 1
-        self.ensure_length(self._width)
+        self.ensure_room(rows.stop, self._width)
         mask = (torch.arange(self._width, device=device) <= self._positions[..., None])[:, None]
         if self._additive_mask:
             mask = torch.zeros_like(mask, dtype=self.kv.dtype).masked_fill(~mask, torch.finfo(self.kv.dtype).min)

@@ -261,10 +261,22 @@ def test_growing_keeps_what_is_stored() -> None:
     memory = slots()
     kv = torch.randn(2, 2, 2, 10, 2)
     memory.load(2, [(kv, 10)])
-    memory.ensure_length(1281)
+    memory.ensure_room(3, 1281)
     assert torch.equal(memory.read(2, 10), kv)
     assert memory.window(slice(0, 1), [40], 24)["attention_mask"].shape == (1, 1, 24, 64)
     assert memory.kv.shape[4] >= 1281
+
+
+def test_rows_come_as_they_are_needed() -> None:
+    memory = slots(rows=100)
+    kv = torch.randn(2, 2, 2, 10, 2)
+    memory.load(3, [(kv, 10)])
+    sizes = []
+    for rows in (4, 5, 9, 100):
+        memory.ensure_room(rows, 10)
+        sizes.append(memory.kv.shape[2])
+    assert sizes == [4, 8, 16, 100]
+    assert torch.equal(memory.read(3, 10), kv)
 
 
 def test_mixed_attention_is_refused() -> None:

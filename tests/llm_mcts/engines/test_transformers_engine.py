@@ -453,10 +453,10 @@ def test_a_failure_in_the_model_reaches_every_caller(
 
 
 def test_a_failure_while_joining_reaches_every_caller(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(_: int) -> None:
+    def no_room(*_: int) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(engine.batch.slots, "ensure_length", no_room)
+    monkeypatch.setattr(engine.batch.slots, "ensure_room", no_room)
     failures = outcomes(engine, *(Request(prompt, 1, 4, 0.0) for prompt in PROMPTS), timeout=1)
     assert [type(f) for f in failures] == [MemoryError] * len(PROMPTS)
 
