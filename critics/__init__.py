@@ -1,12 +1,15 @@
 """Critics: models that score partial and whole solutions in [0, 1]."""
 
 from critics.base import AGGREGATES, ModelCritic
+from critics.classifier import ClassifierCritic
 from critics.combine import Combination, CriticWeights, LogisticCritic, WeightedCritic
 from critics.likelihood import LikelihoodCritic
 from critics.modeling import CriticModel, HeadConfig
+from critics.public import PublicPRM, load_public
 
 __all__ = [
     "AGGREGATES",
+    "ClassifierCritic",
     "Combination",
     "CriticModel",
     "CriticWeights",
@@ -14,5 +17,7 @@ __all__ = [
     "LikelihoodCritic",
     "LogisticCritic",
     "ModelCritic",
+    "PublicPRM",
     "WeightedCritic",
+    "load_public",
 ]

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from llm_mcts.config import load_config
 from llm_mcts.engines import build_engine
@@ -44,6 +44,15 @@ class CriticsConfig:
     """File of a learned sum that judges finished solutions in the ORM's place: what `llm-mcts diagnose --fit FILE` wrote."""
     prm_aggregate: str = "last"
     """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
+    prm_format: Literal["own", "math_shepherd", "rlhflow", "qwen", "skywork"] = "own"
+    """What `prm` is: own, or a published model (folder or hub id) that is asked as its authors do: math_shepherd, rlhflow
+    (Llama3.1-8B-PRM-*-Data), qwen (Qwen2.5-Math-PRM) or skywork (Skywork-o1-Open-PRM)."""
+    orm_format: Literal["own", "classifier"] = "own"
+    """What `orm` is: own, or classifier (folder or hub id of a published AutoModelForSequenceClassification)."""
+    orm_scale: float = 1.0
+    """A classifier's score is sigmoid(orm_scale * logit + orm_bias); above 0. With `finished`, as diagnose had it: 1."""
+    orm_bias: float = 0.0
+    """See orm_scale. With `finished`: 0."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +110,17 @@ def load_critics(
     if not (config.value or config.prm or config.orm or config.finished):
         return None
     from critics import Combination, CriticModel, CriticWeights, LikelihoodCritic, LogisticCritic, ModelCritic, WeightedCritic
+    from critics.public import PublicPRM, load_public
     from llm_mcts.engines.packing import pack_linears
     from llm_mcts.engines.transformers import resolve_device
 
-    def load(folder: str | None, kind: Any, aggregate: str = "last") -> ModelCritic | None:
+    formats = {"prm": config.prm_format, "orm": config.orm_format}
+
+    def load(folder: str | None, kind: Any, aggregate: str = "last") -> Critic | None:
         if folder is None:
             return None
+        if (format := formats.get(kind, "own")) != "own":
+            return load_public(folder, format, aggregate, config.orm_scale, config.orm_bias)
         model = CriticModel.from_pretrained(folder, kind, shared=shared).to(resolve_device("auto"))
         if shared is None:
             pack_linears(model.backbone)
@@ -119,7 +133,9 @@ def load_critics(
     learned = Combination.load(config.finished)
     parts: dict[str, Critic | None] = {"value": value, "orm": orm}
     if "prm" in learned.weights:
-        parts["prm"] = load(config.prm, "prm", learned.prm_aggregate)
+        # large: a published model is not loaded twice for another aggregate
+        other = learned.prm_aggregate
+        parts["prm"] = prm.aggregated(other) if isinstance(prm, PublicPRM) else load(config.prm, "prm", other)
     if "likelihood" in learned.weights:
         parts["likelihood"] = LikelihoodCritic(engine, prompt)
     finished = LogisticCritic({name: critic for name, critic in parts.items() if critic is not None}, learned)
