@@ -9,8 +9,8 @@ published code puts behind that token cannot change a causal model's output ther
     skywork        Skywork/Skywork-o1-Open-PRM-Qwen-2.5-*, the authors' inference code as copied in openreasoner/openr (read):
                    sure of the text, not of the checkpoint's begin-of-text token, which is taken from its tokenizer
 
-None of them was tried on the published weights. With the tokenizer file of Mistral 7B v0.1 the token ids of math_shepherd are the
-card's: "+" 648, "-" 387, "ки" 12902.
+None of them was tried on the published weights. With the tokenizer file of Mistral 7B v0.1 the token ids of math_shepherd are
+the card's: "+" 648, "-" 387, "ки" 12902.
 """
 
 import re

@@ -122,7 +122,8 @@ def add_tensors(folder: Path, architecture: str, tensors: dict[str, Tensor]) -> 
     """Make a checkpoint as one of a model with its own code: a head's tensors, and a config that names that code."""
     save_file({**load_file(folder / "model.safetensors"), **tensors}, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": [architecture], "auto_map": {"AutoModel": f"modeling_qwen2_rm.{architecture}"}}
+    code = {"AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig", "AutoModel": f"modeling_qwen2_rm.{architecture}"}
+    config |= {"architectures": [architecture], "auto_map": code}
     (folder / "config.json").write_text(json.dumps(config))
 
 
