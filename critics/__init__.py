@@ -1,14 +1,17 @@
 """Critics: models that score partial and whole solutions in [0, 1]."""
 
 from critics.base import AGGREGATES, ModelCritic
+from critics.classifier import ClassifierCritic
 from critics.combine import Combination, CriticWeights, LogisticCritic, WeightedCritic
 from critics.genrm import GenerativeVerifier, VerifierConfig
 from critics.likelihood import LikelihoodCritic
 from critics.loading import load_critic
 from critics.modeling import CriticModel, HeadConfig
+from critics.public import PublicPRM, load_public
 
 __all__ = [
     "AGGREGATES",
+    "ClassifierCritic",
     "Combination",
     "CriticModel",
     "CriticWeights",
@@ -17,7 +20,9 @@ __all__ = [
     "LikelihoodCritic",
     "LogisticCritic",
     "ModelCritic",
+    "PublicPRM",
     "VerifierConfig",
     "WeightedCritic",
     "load_critic",
+    "load_public",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from critics.base import AGGREGATES, ModelCritic
+from critics.classifier import ClassifierCritic
 from critics.combine import Combination, fit_combination
 from critics.diagnostics import (
     Estimate,
@@ -28,6 +29,7 @@ from critics.diagnostics import (
 )
 from critics.likelihood import LikelihoodCritic
 from critics.modeling import CriticModel
+from critics.public import PublicPRM, open_critic
 from llm_mcts.engines.transformers import resolve_device
 from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, suggest
 from llm_mcts.evaluate import check_label
@@ -106,7 +108,7 @@ def diagnose(
         if label in ("likelihood", "combined"):
             raise ConfigError(f"critic folder named '{label}', which the report uses itself; rename the folder")
     device = resolve_device("auto")
-    models = {label: CriticModel.from_pretrained(folder).to(device) for label, folder in folders.items()}
+    models = {label: open_critic(folder, config.prm_aggregate) for label, folder in folders.items()}
     kinds = [model.kind for model in models.values()]
     if fit and len(set(kinds)) < len(kinds):
         raise ConfigError(
@@ -120,7 +122,7 @@ def diagnose(
     diagnoses: dict[str, Diagnosis] = {}
     scored: dict[str, list[list[Sample]]] = {}
     for label, model in models.items():
-        critic = ModelCritic(model, config.prm_aggregate)
+        critic = ModelCritic(model.to(device), config.prm_aggregate) if isinstance(model, CriticModel) else model
         prefixes = asyncio.run(_scores(critic, states))
         scored[label] = _groups(rows, [[critic.aggregate(p[1:]) for p in found] for found in prefixes])
         diagnoses[label] = judge(model.kind, scored[label], prefixes)
@@ -264,7 +266,9 @@ async def _every(critic: Critic, states: Sequence[Sequence[State]]) -> list[list
     return [await critic.score(group) for group in states]
 
 
-async def _scores(critic: ModelCritic, states: Sequence[Sequence[State]]) -> list[list[list[float]]]:
+async def _scores(
+    critic: ModelCritic | PublicPRM | ClassifierCritic, states: Sequence[Sequence[State]]
+) -> list[list[list[float]]]:
     """The scores of all prefixes; a solution that the critic cannot read is an error that names its question."""
     found = []
     for group in states:

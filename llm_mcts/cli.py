@@ -132,14 +132,20 @@ def diagnose(argv: list[str]) -> None:
     from llm_mcts.progress import Reporter
 
     parser = _parser("diagnose", "llm-mcts diagnose runs/first/round_002/checkpoints/orm --task.level hard --out diagnosis")
-    parser.add_argument("critics", type=Path, nargs="+", metavar="critic", help="checkpoint folder, one or several")
+    parser.add_argument(
+        "critics",
+        type=Path,
+        nargs="+",
+        metavar="critic",
+        help="checkpoint folder, or FORMAT:MODEL of a published one; one or several",
+    )
     parser.add_argument("--out", type=Path, help="folder for the samples, report.md, report.json and reliability.png")
     parser.add_argument("--fit", type=Path, help="write a learned sum of the critics and the policy's likelihood to this file")
     parser.add_argument("--resume", action="store_true", help="go on with the samples in --out")
     args, config = _parse(parser, DiagnoseConfig, argv)
     if args.resume and not args.out:
         raise ConfigError("--resume needs --out FOLDER, the samples to go on with")
-    folders = {folder.name: folder for folder in args.critics}
+    folders = {folder.name.rpartition(":")[2]: folder for folder in args.critics}
     if len(folders) < len(args.critics):
         raise ConfigError("two critic folders have the same name; rename one, for names are the labels of the report")
     report = run(folders, config, Reporter(quiet=args.json), args.out, args.resume, args.fit)

@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from llm_mcts.config import load_config
 from llm_mcts.engines import build_engine
@@ -46,6 +46,15 @@ class CriticsConfig:
     """File of a learned sum that judges finished solutions in the ORM's place: what `llm-mcts diagnose --fit FILE` wrote."""
     prm_aggregate: str = "last"
     """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
+    prm_format: Literal["own", "math_shepherd", "rlhflow", "qwen", "skywork"] = "own"
+    """What `prm` is: own, or a published model (folder or hub id) that is asked as its authors do: math_shepherd, rlhflow
+    (Llama3.1-8B-PRM-*-Data), qwen (Qwen2.5-Math-PRM) or skywork (Skywork-o1-Open-PRM)."""
+    orm_format: Literal["own", "classifier"] = "own"
+    """What `orm` is: own, or classifier (folder or hub id of a published AutoModelForSequenceClassification)."""
+    orm_scale: float = 1.0
+    """A classifier's score is sigmoid(orm_scale * logit + orm_bias); above 0. With `finished`, as diagnose had it: 1."""
+    orm_bias: float = 0.0
+    """See orm_scale. With `finished`: 0."""
 
 
 @dataclass(frozen=True)
@@ -112,20 +121,36 @@ def load_critics(
     """
     if not (config.value or config.prm or config.orm or config.finished):
         return None
-    from critics import Combination, CriticWeights, LikelihoodCritic, LogisticCritic, WeightedCritic, load_critic
+    from critics import (
+        Combination,
+        CriticWeights,
+        LikelihoodCritic,
+        LogisticCritic,
+        PublicPRM,
+        WeightedCritic,
+        load_critic,
+        load_public,
+    )
 
-    def load(folder: str | None, kinds: tuple[str, ...], aggregate: str = "last") -> Critic | None:
-        return None if folder is None else load_critic(folder, kinds, aggregate, shared)
+    formats = {"prm": config.prm_format, "orm": config.orm_format}
+
+    def load(folder: str | None, kind: str, aggregate: str = "last") -> Critic | None:
+        if folder is None:
+            return None
+        if (format := formats.get(kind, "own")) != "own":
+            return load_public(folder, format, aggregate, config.orm_scale, config.orm_bias)
+        return load_critic(folder, ("orm", "genrm") if kind == "orm" else (kind,), aggregate, shared)
 
     weights = CriticWeights(config.value_weight, config.prm_weight)
-    value, orm = load(config.value, ("value",)), load(config.orm, ("orm", "genrm"))
-    prm = load(config.prm, ("prm",), config.prm_aggregate)
+    value, prm, orm = load(config.value, "value"), load(config.prm, "prm", config.prm_aggregate), load(config.orm, "orm")
     if config.finished is None:
         return WeightedCritic(value, prm, orm, weights)
     learned = Combination.load(config.finished)
     parts: dict[str, Critic | None] = {"value": value, "orm": orm}
     if "prm" in learned.weights:
-        parts["prm"] = load(config.prm, ("prm",), learned.prm_aggregate)
+        # large: a published model is not loaded twice for another aggregate
+        other = learned.prm_aggregate
+        parts["prm"] = prm.aggregated(other) if isinstance(prm, PublicPRM) else load(config.prm, "prm", other)
     if "likelihood" in learned.weights:
         parts["likelihood"] = LikelihoodCritic(engine, prompt)
     finished = LogisticCritic({name: critic for name, critic in parts.items() if critic is not None}, learned)
