@@ -1,12 +1,16 @@
 """Critics: models that score partial and whole solutions in [0, 1]."""
 
 from critics.base import AGGREGATES, ModelCritic
-from critics.combine import Combination, CriticWeights, LogisticCritic, WeightedCritic
+from critics.calibration import CalibratedCritic, Calibration
+from critics.combine import Combination, CriticWeights, LogisticCritic, RankAverageCritic, WeightedCritic
 from critics.likelihood import LikelihoodCritic
 from critics.modeling import CriticModel, HeadConfig
+from critics.rollout import RolloutCritic
 
 __all__ = [
     "AGGREGATES",
+    "CalibratedCritic",
+    "Calibration",
     "Combination",
     "CriticModel",
     "CriticWeights",
@@ -14,5 +18,7 @@ __all__ = [
     "LikelihoodCritic",
     "LogisticCritic",
     "ModelCritic",
+    "RankAverageCritic",
+    "RolloutCritic",
     "WeightedCritic",
 ]

@@ -13,14 +13,14 @@ One file holds the calibrations of several critics, a kind each, with the hash o
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import exp, isfinite, log1p
 from pathlib import Path
 from typing import Any, Literal
 
 from critics.base import AGGREGATES
 from critics.combine import logit
-from critics.diagnostics import Sample
+from critics.diagnostics import Group, Sample
 from critics.modeling import KINDS, Kind
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.search.evaluation import critic_scores
@@ -88,9 +88,7 @@ def _newton(
     return a, b
 
 
-def _step(
-    x: Sequence[float], y: Sequence[float], a: float, b: float, move_scale: bool, move_bias: bool
-) -> tuple[float, float]:
+def _step(x: Sequence[float], y: Sequence[float], a: float, b: float, move_scale: bool, move_bias: bool) -> tuple[float, float]:
     """Newton's step H^-1 g of the two parameters, 0 for one that stays."""
     p = [_sigmoid(a * v + b) for v in x]
     w, n = [q * (1 - q) for q in p], len(x)
@@ -114,6 +112,12 @@ def _loss(x: Sequence[float], y: Sequence[float], a: float, b: float) -> float:
 
 def _sigmoid(z: float) -> float:
     return 1 / (1 + exp(-z)) if z >= 0 else exp(z) / (1 + exp(z))
+
+
+def cross_fitted(groups: Sequence[Group], method: Method) -> list[list[Sample]]:
+    """Each half of the questions (the even and the odd ones), calibrated by what was fitted to the other half."""
+    fits = [fit_calibration([s for group in groups[half::2] for s in group], method) for half in (1, 0)]
+    return [[replace(s, score=fits[q % 2](s.score)) for s in group] for q, group in enumerate(groups)]
 
 
 class CalibratedCritic:
@@ -200,7 +204,9 @@ def calibrated(critic: Critic, kind: Kind, folder: str, file: str, fitted: Mappi
     if kind not in fitted:
         raise ConfigError(f"{file} has no calibration of the {kind} critic; fit it as well, with diagnose --calibrate")
     if fitted[kind].head != head_hash(folder):
-        raise ConfigError(f"{file} was fitted to another {kind} checkpoint than {folder}; fit it anew with diagnose --calibrate")
+        raise ConfigError(
+            f"{file} was fitted to another {kind} checkpoint than {folder}; fit it anew with diagnose --calibrate"
+        )
     if kind == "prm" and fitted[kind].prm_aggregate != aggregate:
         raise ConfigError(
             f"{file} was fitted with prm_aggregate '{fitted[kind].prm_aggregate}' and the critics' is '{aggregate}'; "

@@ -126,14 +126,17 @@ def train(argv: list[str]) -> None:
 
 def diagnose(argv: list[str]) -> None:
     """Whether critics rank solutions of held-out questions, are calibrated, and choose better than a majority."""
-    from critics.diagnose import DiagnoseConfig
+    from critics.diagnose import DiagnoseConfig, Requests
     from critics.diagnose import diagnose as run
     from llm_mcts.progress import Reporter
+    from trainers.train import read_step_rows
 
     parser = _parser("diagnose", "llm-mcts diagnose runs/first/round_002/checkpoints/orm --task.level hard --out diagnosis")
     parser.add_argument("critics", type=Path, nargs="+", metavar="critic", help="checkpoint folder, one or several")
     parser.add_argument("--out", type=Path, help="folder for the samples, report.md, report.json and reliability.png")
     parser.add_argument("--fit", type=Path, help="write a learned sum of the critics and the policy's likelihood to this file")
+    parser.add_argument("--calibrate", type=Path, help="write the critics' calibrations to this file")
+    parser.add_argument("--labels", type=Path, help="judge a PRM's steps by the labelled solutions in this file")
     parser.add_argument("--resume", action="store_true", help="go on with the samples in --out")
     args, config = _parse(parser, DiagnoseConfig, argv)
     if args.resume and not args.out:
@@ -141,7 +144,9 @@ def diagnose(argv: list[str]) -> None:
     folders = {folder.name: folder for folder in args.critics}
     if len(folders) < len(args.critics):
         raise ConfigError("two critic folders have the same name; rename one, for names are the labels of the report")
-    report = run(folders, config, Reporter(quiet=args.json), args.out, args.resume, args.fit)
+    labels = (str(args.labels), read_step_rows(args.labels)) if args.labels else None
+    requests = Requests(args.fit, args.calibrate, labels)
+    report = run(folders, config, Reporter(quiet=args.json), args.out, args.resume, requests)
     print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
 
 
@@ -196,7 +201,7 @@ def _parse(parser: argparse.ArgumentParser, cls: type[C], argv: list[str]) -> tu
     return args, load_config(cls, args.config, overrides)
 
 
-OWN = {"--json", "--resume", "--verbose", "--config", "--out", "--tree", "--fit"}
+OWN = {"--json", "--resume", "--verbose", "--config", "--out", "--tree", "--fit", "--calibrate", "--labels"}
 """Options that belong to a command; every other --KEY is a setting and has a value."""
 
 

@@ -44,6 +44,8 @@ class CriticsConfig:
     """File of a learned sum that judges finished solutions in the ORM's place: what `llm-mcts diagnose --fit FILE` wrote."""
     prm_aggregate: str = "last"
     """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
+    calibration: str | None = None
+    """File of the critics' calibrations: what `llm-mcts diagnose --calibrate FILE` wrote. A learned sum reads plain scores."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def load_critics(
     if not (config.value or config.prm or config.orm or config.finished):
         return None
     from critics import Combination, CriticModel, CriticWeights, LikelihoodCritic, LogisticCritic, ModelCritic, WeightedCritic
+    from critics.calibration import calibrated, load_calibrations
     from llm_mcts.engines.packing import pack_linears
     from llm_mcts.engines.transformers import resolve_device
 
@@ -112,10 +115,18 @@ def load_critics(
             pack_linears(model.backbone)
         return ModelCritic(model, aggregate)
 
+    fitted = load_calibrations(config.calibration) if config.calibration else None
+
+    def calibrate(critic: ModelCritic | None, kind: Any, folder: str | None) -> Critic | None:
+        if critic is None or folder is None or fitted is None or config.calibration is None:
+            return critic
+        return calibrated(critic, kind, folder, config.calibration, fitted, config.prm_aggregate)
+
     weights = CriticWeights(config.value_weight, config.prm_weight)
     value, prm, orm = load(config.value, "value"), load(config.prm, "prm", config.prm_aggregate), load(config.orm, "orm")
+    way = calibrate(value, "value", config.value), calibrate(prm, "prm", config.prm)
     if config.finished is None:
-        return WeightedCritic(value, prm, orm, weights)
+        return WeightedCritic(*way, calibrate(orm, "orm", config.orm), weights)
     learned = Combination.load(config.finished)
     parts: dict[str, Critic | None] = {"value": value, "orm": orm}
     if "prm" in learned.weights:
@@ -123,7 +134,7 @@ def load_critics(
     if "likelihood" in learned.weights:
         parts["likelihood"] = LikelihoodCritic(engine, prompt)
     finished = LogisticCritic({name: critic for name, critic in parts.items() if critic is not None}, learned)
-    return WeightedCritic(value, prm, finished, weights)
+    return WeightedCritic(*way, finished, weights)
 
 
 class Solver:

@@ -51,7 +51,7 @@ def test_platt_by_hand() -> None:
 
 
 def test_temperature_by_hand() -> None:
-    # Logits +1 (7 of 10 right) and -1 (2 of 10 right, 8 wrong): by symmetry one logit with 15 hits of 20: a = logit 0.75 = ln 3.
+    # Logits +1 (7 of 10 right) and -1 (8 of 10 wrong): by symmetry one logit with 15 hits of 20: a = logit 0.75 = ln 3.
     found = fit_calibration(scored(SIGMOID_1, 7, 3) + scored(1 - SIGMOID_1, 2, 8), "temperature")
     assert found.scale == pytest.approx(log(3), abs=1e-5)
     assert found.bias == 0.0
@@ -170,9 +170,11 @@ def test_diagnose_calibrates_on_other_questions(
     for kind in ("orm", "value"):
         found = report["calibration"][kind]
         # A random head knows nothing: calibrated it says the base rate, up to noise, and is no worse in the Brier score.
-        assert found["platt"]["brier"] < found["before"]["brier"] + 0.02
-        assert set(found) >= {"before", "platt", "temperature", "chosen", "samples"}
-        assert written[kind]["method"] == found["chosen"]
+        figures = found["figures"]
+        assert list(figures) == ["before", "platt", "temperature"]
+        assert figures["platt"]["brier"] < figures["before"]["brier"] + 0.02
+        assert written[kind]["method"] == found["chosen"] == "platt"
+        assert written[kind]["calibration"] == found["fitted"]["platt"]
     answered = sum(s["answer"] is not None for row in rows(out) for s in row["samples"])
     prefixes = sum(len(s["steps"]) for row in rows(out) for s in row["samples"] if s["answer"] is not None)
     assert report["calibration"]["orm"]["samples"] == written["orm"]["samples"] == answered

@@ -173,7 +173,7 @@ def test_diagnose_fits_and_judges_on_other_questions(orm: Path, tmp_path: Path, 
     file = tmp_path / "sum.json"
     assert main(["diagnose", str(orm), *small, *limits, "--fit", str(file), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert list(report["critics"]) == ["orm", "likelihood", "combined"]
+    assert list(report["critics"]) == ["orm", "likelihood", "combined", "rank_average"]
     assert set(Combination.load(file).weights) == {"orm", "likelihood"}
     combined = report["critics"]["combined"]["auc_within"]["value"]
     assert combined > report["critics"]["orm"]["auc_within"]["value"]  # whose weights are random

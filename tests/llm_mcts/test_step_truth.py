@@ -49,7 +49,12 @@ def test_lines_by_hand(line: str, right: bool | None) -> None:
 def test_a_solution_is_judged_up_to_its_first_wrong_step() -> None:
     task = ArithTask()
     assert task.step_truth(PROBLEM, REFERENCE.split("\n")) == [True] * 4
-    lines = ["Mia has 6 * 3 = 18 shells.", "Then Mia has 18 - 7 = 12 shells left.", "Together they have 12 + 9 = 20.", "#### 20"]
+    lines = [
+        "Mia has 6 * 3 = 18 shells.",
+        "Then Mia has 18 - 7 = 12 shells left.",
+        "Together they have 12 + 9 = 20.",
+        "#### 20",
+    ]
     assert task.step_truth(PROBLEM, lines) == [True, False, None, None]
     assert task.step_truth(PROBLEM, ["So it is easy.", "#### 20"]) == [None, True]
     assert task.step_truth(PROBLEM, ["Mia has 6 * 3 = 18 shells.", "#### 18"]) == [True, False]
