@@ -4,6 +4,7 @@
     llm-mcts evaluate                     accuracy of several searches side by side
     llm-mcts self-improve --out RUN       search, train, gate, round after round
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm) on rows from a file
+    llm-mcts label --out DIR              step labels for a PRM, without people: rows for train prm
     llm-mcts diagnose CRITIC [CRITIC …]   whether critics rank solutions, are calibrated and choose well
 
 Every command takes --config FILE.yaml and settings as --KEY VALUE, with dotted keys for nested ones
@@ -124,6 +125,20 @@ def train(argv: list[str]) -> None:
     )
 
 
+def label(argv: list[str]) -> None:
+    """Step labels for a task's training questions, without people: by completions of prefixes, or from saved trees."""
+    from llm_mcts.progress import Reporter
+    from trainers.label import LabelConfig, told
+    from trainers.label import label as run
+
+    parser = _parser("label", "llm-mcts label --method omega_prm --num_questions 100 --out labels")
+    parser.add_argument("--out", type=Path, required=True, help="folder for prm.jsonl, the records and report.json")
+    parser.add_argument("--resume", action="store_true", help="go on with the labels in --out")
+    args, config = _parse(parser, LabelConfig, argv)
+    report = run(config, args.out, args.resume, Reporter(quiet=args.json))
+    print(json.dumps(report) if args.json else told(report, args.out))
+
+
 def diagnose(argv: list[str]) -> None:
     """Whether critics rank solutions of held-out questions, are calibrated, and choose better than a majority."""
     from critics.diagnose import DiagnoseConfig, Requests
@@ -155,6 +170,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "self-improve": improve,
     "train": train,
+    "label": label,
     "diagnose": diagnose,
 }
 
