@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RANK_AVERAGE = "rank_average"
+
 
 @dataclass(frozen=True)
 class CriticsConfig:
@@ -41,11 +43,23 @@ class CriticsConfig:
     prm_weight: float = 1.0
     """Weight of the PRM on unfinished solutions, at least 0. AlphaLLM: 1."""
     finished: str | None = None
-    """File of a learned sum that judges finished solutions in the ORM's place: what `llm-mcts diagnose --fit FILE` wrote."""
+    """What judges finished solutions in the ORM's place: the file of a learned sum that `llm-mcts diagnose --fit FILE` wrote,
+    or rank_average: the mean of all critics' ranks, the policy's likelihood among them (for best_of_n)."""
+    rollouts: int = 0
+    """Completions of an unfinished solution whose mean worth takes a value model's place; 0: none. They are judged as finished
+    solutions are, or by agreement with the majority of 16 completions of the question. Math-Shepherd: 8."""
     prm_aggregate: str = "last"
     """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
     calibration: str | None = None
     """File of the critics' calibrations: what `llm-mcts diagnose --calibrate FILE` wrote. A learned sum reads plain scores."""
+
+    def __post_init__(self) -> None:
+        if self.rollouts < 0:
+            raise ConfigError(f"critics.rollouts is {self.rollouts}; expected at least 0")
+        if self.rollouts and self.value:
+            raise ConfigError(
+                f"critics.rollouts is {self.rollouts} with a value model ({self.value}), whose place they take; drop one"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,51 +104,69 @@ def build_search(search: str | Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def load_critics(
-    config: CriticsConfig, engine: Engine, prompt: PromptFormat, shared: "SharedBackbone | None" = None
+    config: CriticsConfig, policy: LMPolicy, shared: "SharedBackbone | None" = None, seed: int = 0
 ) -> Critic | None:
     """The configured critics as one, or None where none is configured.
 
     Args:
         config: which critics.
-        engine: the policy's, which a learned sum asks for the policy's likelihood.
-        prompt: the policy's format.
+        policy: writes roll-outs; its engine tells a learned sum the policy's likelihood.
         shared: the base model that all critics are adapters on, if it is to be shared.
+        seed: of the roll-out critic.
     """
-    if not (config.value or config.prm or config.orm or config.finished):
+    if not (config.value or config.prm or config.orm or config.finished or config.rollouts):
         return None
-    from critics import Combination, CriticModel, CriticWeights, LikelihoodCritic, LogisticCritic, ModelCritic, WeightedCritic
+    from critics import CriticWeights, RolloutCritic, WeightedCritic
     from critics.calibration import calibrated, load_calibrations
+
+    folders = {"value": config.value, "prm": config.prm, "orm": config.orm}
+    plain = {k: _load_critic(f, k, config.prm_aggregate, shared) for k, f in folders.items() if f is not None}
+    critics = dict(plain)
+    if config.calibration:
+        fitted = load_calibrations(config.calibration)
+        for kind, critic in plain.items():
+            folder = str(folders[kind])
+            critics[kind] = calibrated(critic, kind, folder, config.calibration, fitted, config.prm_aggregate)  # type: ignore[arg-type]
+    judge = _finished(config, plain, policy, shared) if config.finished else critics.get("orm")
+    if config.rollouts:
+        critics["value"] = RolloutCritic(policy, judge, num_rollouts=config.rollouts, seed=seed)
+    weights = CriticWeights(config.value_weight, config.prm_weight)
+    return WeightedCritic(critics.get("value"), critics.get("prm"), judge, weights)
+
+
+def _load_critic(folder: str, kind: Any, aggregate: str, shared: "SharedBackbone | None") -> Critic:
+    from critics import CriticModel, ModelCritic
     from llm_mcts.engines.packing import pack_linears
     from llm_mcts.engines.transformers import resolve_device
 
-    def load(folder: str | None, kind: Any, aggregate: str = "last") -> ModelCritic | None:
-        if folder is None:
-            return None
-        model = CriticModel.from_pretrained(folder, kind, shared=shared).to(resolve_device("auto"))
-        if shared is None:
-            pack_linears(model.backbone)
-        return ModelCritic(model, aggregate)
+    model = CriticModel.from_pretrained(folder, kind, shared=shared).to(resolve_device("auto"))
+    if shared is None:
+        pack_linears(model.backbone)
+    return ModelCritic(model, aggregate)
 
-    fitted = load_calibrations(config.calibration) if config.calibration else None
 
-    def calibrate(critic: ModelCritic | None, kind: Any, folder: str | None) -> Critic | None:
-        if critic is None or folder is None or fitted is None or config.calibration is None:
-            return critic
-        return calibrated(critic, kind, folder, config.calibration, fitted, config.prm_aggregate)
+def _finished(config: CriticsConfig, plain: Mapping[str, Critic], policy: LMPolicy, shared: "SharedBackbone | None") -> Critic:
+    """What judges finished solutions in the ORM's place, from critics as they are, not calibrated."""
+    from critics import Combination, LikelihoodCritic, LogisticCritic, RankAverageCritic
 
-    weights = CriticWeights(config.value_weight, config.prm_weight)
-    value, prm, orm = load(config.value, "value"), load(config.prm, "prm", config.prm_aggregate), load(config.orm, "orm")
-    way = calibrate(value, "value", config.value), calibrate(prm, "prm", config.prm)
-    if config.finished is None:
-        return WeightedCritic(*way, calibrate(orm, "orm", config.orm), weights)
-    learned = Combination.load(config.finished)
-    parts: dict[str, Critic | None] = {"value": value, "orm": orm}
-    if "prm" in learned.weights:
-        parts["prm"] = load(config.prm, "prm", learned.prm_aggregate)
-    if "likelihood" in learned.weights:
-        parts["likelihood"] = LikelihoodCritic(engine, prompt)
-    finished = LogisticCritic({name: critic for name, critic in parts.items() if critic is not None}, learned)
-    return WeightedCritic(*way, finished, weights)
+    parts = {**plain, "likelihood": LikelihoodCritic(policy.engine, policy.prompt)}
+    if config.finished == RANK_AVERAGE:
+        return RankAverageCritic(list(parts.values()))
+    learned = Combination.load(str(config.finished))
+    if "prm" in learned.weights and config.prm and learned.prm_aggregate != config.prm_aggregate:
+        parts["prm"] = _load_critic(config.prm, "prm", learned.prm_aggregate, shared)
+    return LogisticCritic(parts, learned)
+
+
+def _check_ranks(name: str, search: Any) -> None:
+    """Ranks compare what is asked together: refuse a search that asks a few at a time."""
+    if name not in ("greedy", "self_consistency", "best_of_n"):
+        raise ConfigError(f"critics.finished is {RANK_AVERAGE} with search {name}; expected best_of_n, which asks all at once")
+    if name == "best_of_n" and search.num_parallel < search.num_samples:
+        raise ConfigError(
+            f"critics.finished is {RANK_AVERAGE} with num_parallel={search.num_parallel} of {search.num_samples} samples; "
+            "expected all at once, so that their ranks can be compared"
+        )
 
 
 class Solver:
@@ -151,7 +183,7 @@ class Solver:
         self.engine = engine = engine or self._load(config.engine.model, shared)
         fast = self._policy(self._load(config.rollout_model)) if config.rollout_model else None
         self.policy = self._policy(engine, fast)
-        self.critic = critic if critic is not None else load_critics(config.critics, engine, self.policy.prompt, shared)
+        self.critic = critic if critic is not None else load_critics(config.critics, self.policy, shared, config.seed)
         if shared:
             shared.pack()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -246,6 +278,8 @@ class Solver:
         if not question.strip():
             raise QuestionError("the question is empty; expected some text")
         name, config = build_search(self.config.search if search is None else search)
+        if self.config.critics.finished == RANK_AVERAGE:
+            _check_ranks(name, config)
         with metered() as usage:
             seed = self.config.seed if seed is None else seed
             result = await SEARCHES[name][0](question, self.policy, self.critic, config, seed, tree)

@@ -27,7 +27,7 @@ from llm_mcts.seeding import derive_seed
 from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
 from llm_mcts.store import Journal, RunDirectory, load_tree, versions, write_atomically
 from llm_mcts.tasks import TaskConfig
-from llm_mcts.tasks.base import Task
+from llm_mcts.tasks.base import StepTask, Task
 from llm_mcts.tree import Tree
 from llm_mcts.types import Policy, Problem, State, Usage, meter, metered
 from trainers.datasets import RowsConfig, StepRow, row_to_dict, rows_from_tree
@@ -116,7 +116,7 @@ def label(config: LabelConfig, out: Path, resume: bool = False, reporter: Report
         why = next((f"; question {r['id']}: {r['error']}" for r in records if r["error"]), "")
         raise DataError(f"none of {len(records)} questions gave a label{why}; try more questions, or easier ones")
     Journal(out / "prm.jsonl").write(rows)
-    report = summary(config.method, records)
+    report = summary(config.method, records) | {"agreement_with_truth": _agreement(records, problems, task)}
     write_atomically(out / "report.json", json.dumps(report, indent=2).encode() + b"\n")
     return report
 
@@ -143,15 +143,33 @@ def summary(method: Method, records: Sequence[Mapping[str, Any]]) -> dict[str, A
     }
 
 
+def _agreement(records: Sequence[Mapping[str, Any]], problems: Sequence[Problem], task: Task) -> float | None:
+    """Share of the labels, up to each solution's first wrong step, that say what the task's own truth says (at least 0.5:
+    right); None where the task does not tell."""
+    if not isinstance(task, StepTask):
+        return None
+    by_id = {p.id: p for p in problems}
+    agree = [
+        (label >= 0.5) == right
+        for record in records
+        for row in record["rows"]
+        for label, right in zip(row["labels"], task.step_truth(by_id[record["id"]], row["steps"]), strict=True)
+        if label is not None and right is not None
+    ]
+    return fmean(agree) if agree else None
+
+
 def told(report: Mapping[str, Any], out: Path) -> str:
-    """The report in two lines."""
+    """The report in two or three lines."""
     r = report
     paid = " (the search had paid for them)" if r["method"] == "tree" else ""
+    truth = r["agreement_with_truth"]
+    agree = "" if truth is None else f"\n{100 * truth:.1f} % of them agree with the task's own truth about steps"
     return (
         f"{out}/prm.jsonl: {r['labels']} labels (mean {r['mean_label']:.3f}) on {r['rows']} solutions of {r['questions']} "
         f"questions, {r['failed']} failed, {r['without_rows']} without labels\n"
         f"cost: {r['tokens_per_label']:.1f} tokens sampled and {r['computed_tokens_per_label']:.1f} computed a label; "
-        f"{r['generated_tokens']} sampled{paid}, {r['completions']} completions"
+        f"{r['generated_tokens']} sampled{paid}, {r['completions']} completions{agree}"
     )
 
 

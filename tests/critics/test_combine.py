@@ -2,13 +2,18 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from search_cases import TableCritic, solution
 
+from critics.base import ModelCritic
 from critics.combine import CriticWeights, RankAverageCritic, WeightedCritic, rank_average
+from critics.likelihood import LikelihoodCritic
+from critics.modeling import CriticModel, HeadConfig
 from llm_mcts.errors import ConfigError, CriticError
-from llm_mcts.types import Critic, State, Step
+from llm_mcts.solver import CriticsConfig, Solver
+from llm_mcts.types import Critic, State, Step, metered
 
 OPEN = State("q", (Step("a"),))
 LONGER = State("q", (Step("a"), Step("b")))
@@ -170,3 +175,57 @@ def test_ranks_of_three_critics() -> None:
     states = [solution(answer=a) for a in "123"]
     found = score(RankAverageCritic([first, second, third]), *states)
     assert found == pytest.approx([1.25 / 3, 1.25 / 3, 2 / 3])
+
+
+def orm_folder(tiny_model: Path, folder: Path) -> Path:
+    CriticModel.create("orm", str(tiny_model), HeadConfig(width=8), seed=3).save_pretrained(folder)
+    return folder
+
+
+def test_the_solver_ranks_by_orm_and_likelihood(tiny_model: Path, tmp_path: Path) -> None:
+    critics = {"orm": str(orm_folder(tiny_model, tmp_path / "orm"))}
+    source = {"engine": {"model": str(tiny_model)}, "critics": critics}
+    states = [solution(f"{i} + 1 = {i + 1}", answer=str(i + 1), question="q") for i in range(5)]
+    solver = Solver.from_config(source)
+    assert solver.critic is not None
+    by_orm = score(solver.critic, *states)
+    by_likelihood = score(LikelihoodCritic(solver.engine, solver.policy.prompt), *states)
+    critics["finished"] = "rank_average"
+    ranked = Solver.from_config(source)
+    assert ranked.critic is not None
+
+    def place(scores: list[float], i: int) -> float:
+        return sum(other < scores[i] for other in scores) / 4
+
+    assert len(set(by_orm)) == len(set(by_likelihood)) == 5  # no ties: a rank is the count of what lies below
+    expected = [(place(by_orm, i) + place(by_likelihood, i)) / 2 for i in range(5)]
+    assert score(ranked.critic, *states) == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="rank_average with search mcts"):
+        ranked.solve("1 + 1?")
+    with pytest.raises(ConfigError, match="num_parallel=16 of 32 samples"):
+        ranked.solve("1 + 1?", {"name": "best_of_n", "num_samples": 32})
+    small = {"name": "best_of_n", "num_samples": 2}
+    assert Solver.from_config({**source, "policy": {"max_solution_tokens": 8}}).solve("1 + 1?", small).usage.lm_calls > 0
+
+
+def test_rollouts_take_a_value_models_place(tiny_model: Path, tmp_path: Path) -> None:
+    orm = str(orm_folder(tiny_model, tmp_path / "orm"))
+    source = {
+        "engine": {"model": str(tiny_model)},
+        "policy": {"max_solution_tokens": 8},
+        "critics": {"orm": orm, "rollouts": 3},
+    }
+    solver, state = Solver.from_config(source), State("1 + 1?", (Step("1 + 1 = 2"),))
+    assert solver.critic is not None
+    with metered() as usage:
+        found = score(solver.critic, state)
+    # Three completions of at most 8 tokens, each judged by the ORM; one without an answer is worth 0 and is not shown to it.
+    assert 3 <= usage.generated_tokens <= 24
+    assert usage.critic_calls <= 3
+    assert 0.0 <= found[0] <= 1.0
+    alone = ModelCritic(CriticModel.from_pretrained(orm))
+    assert score(solver.critic, solution(answer="2")) == pytest.approx(score(alone, solution(answer="2")), abs=1e-6)
+    with pytest.raises(ConfigError, match="rollouts is 3 with a value model"):
+        CriticsConfig(value=orm, rollouts=3)
+    with pytest.raises(ConfigError, match="rollouts is -1"):
+        CriticsConfig(rollouts=-1)

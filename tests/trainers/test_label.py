@@ -77,7 +77,34 @@ def test_math_shepherd_rows_and_costs_by_hand(monkeypatch: pytest.MonkeyPatch, t
     assert (report["rows"], report["labels"], report["questions"], report["failed"]) == (6, 12, 3, 0)
     assert (report["generated_tokens"], report["tokens_per_label"]) == (210, 17.5)
     assert report["mean_label"] == pytest.approx((0.75 + 1 + 0.75 + 0) / 4)
+    # "a" is no arithmetic: the task judges the answers alone, whose labels are the outcome.
+    assert report["agreement_with_truth"] == 1.0
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
+
+
+def test_agreement_with_the_tasks_truth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    problem = PROBLEMS[0]
+    assert problem.solution is not None
+    first, second, last = problem.solution.split("\n")
+
+    class Worked(KnownPolicy):
+        async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
+            ends = await super().rollout(state, n, seed, temperature)
+            lines = [] if state.steps else [Step(first), Step(f"{second} 1 + 1 = 3")]
+            return [state.then(*lines, end.steps[-1]) for end in ends]
+
+    # Labels: after the first line 1.0 (right: agrees), after the second 0.5 (wrong by arithmetic: does not agree); behind it
+    # nothing is judged. Both solutions have these lines: 2 of 4.
+    known(monkeypatch, Worked({0: (0,), 1: (0, 1, 2, 3), 2: (0, 1)}))
+    assert label(config(num_questions=1), tmp_path / "out")["agreement_with_truth"] == 0.5
+    [row, _] = read_step_rows(tmp_path / "out" / "prm.jsonl")
+    assert row.labels == (1.0, 0.5, 1.0)
+    assert last == f"#### {problem.gold}"
+    # A task that does not tell.
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"question": problem.question, "answer": problem.gold}))
+    plain = config(task=TaskConfig("jsonl", str(file)))
+    assert label(plain, tmp_path / "plain")["agreement_with_truth"] is None
 
 
 def test_hard_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
