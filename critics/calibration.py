@@ -178,7 +178,7 @@ def load_calibrations(path: str | Path) -> dict[Kind, Fitted]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         found = {kind: _fitted(row) for kind, row in data.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ConfigError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} holds no calibration ({error}); expected what diagnose --calibrate wrote") from error
     if not found or (strange := set(found) - set(KINDS)):
         what = ", ".join(sorted(strange)) if found else "nothing"

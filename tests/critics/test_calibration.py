@@ -129,11 +129,21 @@ def test_files_by_kind(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"orm": {}}', '{"judge": 1}', '{"orm": {"calibration": {"scale": -1, "bias": 0}}}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"orm": {}}',
+        '{"judge": 1}',
+        '{"orm": {"calibration": {"scale": -1, "bias": 0}, "method": "platt", "head": "", "prm_aggregate": "min"}}',
+        '{"judge": {"calibration": {"scale": 1, "bias": 0}, "method": "platt", "head": "", "questions": 1, "samples": 1, '
+        '"prm_aggregate": "min"}}',
+    ],
 )
 def test_broken_files_are_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"c\.json|scale=-1"):
+    with pytest.raises(ConfigError, match=r"c\.json (holds|calibrates)"):
         load_calibrations(tmp_path / "c.json")
     with pytest.raises(ConfigError, match="nowhere"):
         load_calibrations(tmp_path / "nowhere.json")

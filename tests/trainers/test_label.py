@@ -9,6 +9,7 @@ import pytest
 
 import trainers.label
 from llm_mcts.cli import main
+from llm_mcts.config import load_config
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.search.evaluation import tree_traces
 from llm_mcts.store import Journal, load_tree, save_tree
@@ -314,3 +315,8 @@ def test_labels_of_a_runs_trees(tmp_path: Path) -> None:
     file.write_bytes(b"rubbish")
     with pytest.raises(DataError, match="holds no trees"):
         label(config(method="tree", trees=str(file)), tmp_path / "other")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs" / "label").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_configuration_loads_and_is_named_after_its_method(path: Path) -> None:
+    assert load_config(LabelConfig, path).method == path.stem
