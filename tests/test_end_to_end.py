@@ -16,6 +16,7 @@ from critics.diagnose import DiagnoseConfig
 from llm_mcts.config import load_config
 from llm_mcts.evaluate import EvaluateConfig
 from llm_mcts.solver import Solver, SolverConfig
+from trainers.label import LabelConfig
 from trainers.self_improve import SelfImproveConfig
 from trainers.train import TrainJob
 
@@ -146,6 +147,7 @@ CLASSES = {
     "train": TrainJob,
     "evaluate": EvaluateConfig,
     "diagnose": DiagnoseConfig,
+    "label": LabelConfig,
     "self_improve": SelfImproveConfig,
     "configs": SelfImproveConfig,
 }

@@ -13,11 +13,13 @@ from critics.calibration import (
     Calibration,
     Fitted,
     calibrated,
+    cross_fitted,
     fit_calibration,
     head_hash,
     load_calibrations,
     save_calibrations,
 )
+from critics.diagnosis import check_calibration
 from critics.diagnostics import Sample
 from critics.modeling import CriticModel, HeadConfig
 from llm_mcts.cli import main
@@ -198,3 +200,23 @@ def test_diagnose_calibrates_on_other_questions(
 
 def rows(out: Path) -> list[dict[str, list[dict[str, object]]]]:
     return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+def test_each_half_is_calibrated_by_the_other() -> None:
+    # Even questions: logit 1 right in 7 of 10, logit -1 in 2 of 10, as above. Odd ones: 9 of 10 and 5 of 10.
+    even = scored(SIGMOID_1, 7, 3) + scored(1 - SIGMOID_1, 2, 8)
+    odd = scored(SIGMOID_1, 9, 1) + scored(1 - SIGMOID_1, 5, 5)
+    found = cross_fitted([even[:10], odd[:10], even[10:], odd[10:]], "platt")
+    assert [len(group) for group in found] == [10] * 4
+    assert [s.right for s in found[1]] == [s.right for s in odd[:10]]
+    # The even questions get the odd ones' shares, and the other way round.
+    assert [group[0].score for group in found] == pytest.approx([0.9, 0.7, 0.5, 0.2], abs=1e-4)
+    check = check_calibration("orm", [even[:10], odd[:10], even[10:], odd[10:]], "temperature")
+    # Brier of even logit 1: 0.9 against 7 of 10: (7 * 0.01 + 3 * 0.81) / 10 = 0.25; odd: 0.7 against 9 of 10: (0.81 + 0.49) /
+    # 10 = 0.13; even logit -1: 0.5: 0.25; odd: 0.2 against 5 of 10: (5 * 0.64 + 5 * 0.04) / 10 = 0.34. Mean 0.2425.
+    assert check.figures["platt"].brier == pytest.approx(0.2425, abs=1e-4)
+    # The four scores lie in four bins, each 0.2 or 0.3 off: 0.2, 0.2, 0.3, 0.3.
+    assert check.figures["platt"].calibration_error == pytest.approx(0.25, abs=1e-3)
+    # All together: 16 of 20 and 7 of 20: a + b = ln 4, -a + b = ln(7/13): a = (1.386294 + 0.619039) / 2 = 1.002667.
+    assert check.fitted["platt"].scale == pytest.approx(1.002667, abs=1e-4)
+    assert (check.chosen, check.samples, check.questions) == ("temperature", 40, 4)
