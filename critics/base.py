@@ -53,6 +53,7 @@ class ModelCritic:
         if aggregate not in AGGREGATES:
             raise ConfigError(f"aggregate is '{aggregate}'{suggest(aggregate, AGGREGATES)}")
         self.model = model.eval()
+        self.kind: str = model.kind
         self.aggregate = AGGREGATES[aggregate if model.kind == "prm" else "last"]
         self.batch = batch or BatchedModel(model.backbone, max_batch, cache_mb)
         self._format = model.prompt_format

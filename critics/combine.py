@@ -3,6 +3,7 @@
     unfinished:  s = (b_value v + b_prm PRM) / (b_value + b_prm)
     finished:    s = ORM, or where there is none the same sum
     learned:     s = sigmoid(b + sum of w_i logit(s_i)), fitted to outcomes on held-out questions; in the ORM's place
+    ranks:       s = mean of the critics' ranks of the solution among those it is compared with, from 0 (worst) to 1 (best)
 
 AlphaLLM's third term, the ORM's judgement of roll-outs, is the search's roll-out weight.
 """
@@ -171,6 +172,56 @@ class LogisticCritic:
         names = list(self.combination.weights)
         columns = await gather_all([critic_scores(self.critics[name], states) for name in names])
         return [self.combination(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def rank_average(columns: Sequence[Sequence[float]]) -> list[float]:
+    """For each candidate the mean over critics of (rank - 1) / (candidates - 1) in [0, 1], the best-scored ranked last.
+
+    Args:
+        columns: each critic's scores of all candidates. Equal scores share the mean of their ranks; one alone gets 0.5.
+    """
+    ranked = [_ranks(column) for column in columns]
+    return [sum(row) / len(row) for row in zip(*ranked, strict=True)]
+
+
+def _ranks(scores: Sequence[float]) -> list[float]:
+    n = len(scores)
+    if n == 1:
+        return [0.5]
+    below = [sum(other < score for other in scores) for score in scores]
+    equal = [sum(other == score for other in scores) - 1 for score in scores]
+    return [(b + e / 2) / (n - 1) for b, e in zip(below, equal, strict=True)]
+
+
+class RankAverageCritic:
+    """Several critics as one by their ranks, whatever the scale of each: nothing is fitted, nothing need be calibrated.
+
+    A rank needs others to compare with: those are the states of one question that are asked together, in one call of `score`.
+    So it suits searches that judge all candidates at once (best_of_n with num_parallel = num_samples, and a vote over them);
+    scores of different calls must not be compared, as MCTS would.
+    """
+
+    def __init__(self, critics: Sequence[Critic]) -> None:
+        """`critics`: at least one.
+
+        Raises:
+            ConfigError: none.
+        """
+        if not critics:
+            raise ConfigError("no critic to average ranks of; expected at least one")
+        self.critics = list(critics)
+
+    async def score(self, states: Sequence[State]) -> list[float]:
+        """The mean rank of each state among the states of its question in this call."""
+        columns = await gather_all([critic_scores(critic, states) for critic in self.critics])
+        groups: dict[str, list[int]] = {}
+        for i, state in enumerate(states):
+            groups.setdefault(state.question, []).append(i)
+        found = [0.0] * len(states)
+        for places in groups.values():
+            for place, score in zip(places, rank_average([[c[i] for i in places] for c in columns]), strict=True):
+                found[place] = score
+        return found
 
 
 Stage = Literal["unbegun", "begun", "finished"]

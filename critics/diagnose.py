@@ -1,4 +1,9 @@
-"""`llm-mcts diagnose`: samples of a policy on held-out questions, judged by one or several critics."""
+"""`llm-mcts diagnose`: samples of a policy on held-out questions, judged by one or several critics.
+
+scores   every critic's, and the policy's own likelihood: do they rank within questions, are they calibrated?
+steps    of a PRM: does it find the first wrong step? By the task's own truth, or by a file of labelled solutions
+fits     a learned sum of the critics, and calibrations: judged on questions that they were not fitted to
+"""
 
 import asyncio
 import json
@@ -7,30 +12,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from critics.base import AGGREGATES, ModelCritic
-from critics.classifier import ClassifierCritic
-from critics.combine import Combination, fit_combination
-from critics.diagnostics import (
-    Estimate,
-    Group,
-    Sample,
-    agreement,
-    any_of,
-    auc,
-    best_of,
-    brier,
-    calibration_error,
-    mean_over,
-    prefix_groups,
-    reliability,
-    verdict,
-    voted,
-    within_question_auc,
+from critics.base import AGGREGATES
+from critics.calibration import METHODS, Fitted, Method, head_hash, save_calibrations
+from critics.combine import Combination, fit_combination, rank_average
+from critics.diagnosis import (
+    CalibrationCheck,
+    Diagnosis,
+    check_calibration,
+    judge,
+    plot_calibration,
+    plot_reliability,
+    to_markdown,
 )
+from critics.diagnostics import Group, Sample, agreement
 from critics.likelihood import LikelihoodCritic
-from critics.modeling import CriticModel
-from critics.public import PublicPRM, open_critic
-from llm_mcts.engines.transformers import resolve_device
+from critics.loading import ROLES, StepCritic, load_critic
+from critics.modeling import Kind
+from critics.step_diagnostics import Labelled, StepCase, StepDiagnosis, judge_steps, truth_of_labels
+from critics.step_diagnostics import to_markdown as steps_to_markdown
 from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, suggest
 from llm_mcts.evaluate import check_label
 from llm_mcts.progress import Reporter
@@ -38,7 +37,11 @@ from llm_mcts.runner import run_questions
 from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
 from llm_mcts.store import Journal, RunDirectory, write_atomically
 from llm_mcts.tasks import TaskConfig
-from llm_mcts.types import Critic, SearchResult, State, Step
+from llm_mcts.tasks.base import StepTask
+from llm_mcts.types import Critic, Problem, SearchResult, State, Step
+
+RESERVED = ("likelihood", "combined", "rank_average")
+"""Labels that the report uses itself."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class DiagnoseConfig:
     """Solutions a question, at least 2."""
     prm_aggregate: str = "min"
     """How a PRM's step scores become one: min (Math-Shepherd), last, mean or prod."""
+    calibration: Method = "platt"
+    """The calibration that --calibrate saves: platt (scale and bias) or temperature (scale only). Both are reported."""
     concurrency: int = 64
     """Questions sampled at once, at least 1."""
 
@@ -65,25 +70,24 @@ class DiagnoseConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if self.prm_aggregate not in AGGREGATES:
             raise ConfigError(f"prm_aggregate is '{self.prm_aggregate}'{suggest(self.prm_aggregate, AGGREGATES)}")
+        if self.calibration not in METHODS:
+            raise ConfigError(f"calibration is '{self.calibration}'{suggest(self.calibration, METHODS)}")
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """What is known of one critic."""
+class Requests:
+    """What a diagnosis is asked for besides the report."""
 
-    kind: str
-    verdict: str
-    auc_within: Estimate | None
-    """AUC over pairs of one question: what a search needs."""
-    auc_over_all: float | None
-    """AUC over all samples; it also counts that easy questions have more right ones."""
-    brier: float
-    calibration_error: float
-    reliability: list[dict[str, float]]
-    by_n: dict[int, dict[str, Estimate]]
-    """n -> share right of: best (by this critic), vote (weighted by it), majority, any (a perfect critic)."""
-    prefixes: dict[int, Estimate]
-    """steps -> AUC within questions of unfinished solutions of that many steps against their outcome."""
+    fit: Path | None = None
+    """File for a learned sum of the critics and the likelihood."""
+    calibrate: Path | None = None
+    """File for the critics' calibrations."""
+    labels: tuple[str, Sequence[Labelled]] | None = None
+    """Where labelled solutions come from, and the solutions: what a PRM's steps are judged by in place of the task's truth."""
+
+
+Prefixes = list[list[list[float]]]
+"""For each question and sample the scores of its prefixes: of the bare question, then after each step."""
 
 
 def diagnose(
@@ -92,63 +96,184 @@ def diagnose(
     reporter: Reporter,
     out: Path | None = None,
     resume: bool = False,
-    fit: Path | None = None,
+    requests: Requests | None = None,
 ) -> dict[str, Any]:
     """Judge critic checkpoints by label, and the policy's own likelihood; with a folder, samples and a report are kept there.
 
-    With `fit`, a learned sum of the critics and the likelihood is written to that file and judged as `combined`: on each half
-    of the questions by the weights fitted on the other half.
+    With `requests.fit`, the learned sum is judged as `combined`: on each half of the questions by the weights fitted on the
+    other half; and beside it, as `rank_average`, the mean of the critics' ranks, which needs no fit. Calibrations are judged
+    the same way.
 
     Raises:
         ModelError: a folder holds no critic.
         DataError: questions without answers.
     """
-    for label in folders:
-        check_label(label)
-        if label in ("likelihood", "combined"):
-            raise ConfigError(f"critic folder named '{label}', which the report uses itself; rename the folder")
-    device = resolve_device("auto")
-    models = {label: open_critic(folder, config.prm_aggregate) for label, folder in folders.items()}
-    kinds = [model.kind for model in models.values()]
-    if fit and len(set(kinds)) < len(kinds):
-        raise ConfigError(
-            f"two critics of one kind ({', '.join(kinds)}) with --fit; expected at most one value model, PRM and ORM"
-        )
+    requests = requests or Requests()
+    critics = _load(folders, config, requests)
+    kinds = {label: ROLES[critic.kind] for label, critic in critics.items()}
     solver = Solver(replace(config.solver, critics=CriticsConfig()))
     if out:
         RunDirectory.open(out, {**asdict(config), "critics": {k: str(v) for k, v in folders.items()}}, resume)
     rows = _sample(config, solver, reporter, Journal(out / "samples.jsonl") if out else None)
     states = [[_state(row["question"], s) for s in row["samples"]] for row in rows]
-    diagnoses: dict[str, Diagnosis] = {}
-    scored: dict[str, list[list[Sample]]] = {}
-    for label, model in models.items():
-        critic = ModelCritic(model.to(device), config.prm_aggregate) if isinstance(model, CriticModel) else model
-        prefixes = asyncio.run(_scores(critic, states))
-        scored[label] = _groups(rows, [[critic.aggregate(p[1:]) for p in found] for found in prefixes])
-        diagnoses[label] = judge(model.kind, scored[label], prefixes)
-        reporter.say(f"{label}: {diagnoses[label].verdict}")
+    prefixes = {label: asyncio.run(_scores(critic, states)) for label, critic in critics.items()}
+    scored = {
+        label: _groups(rows, [[critic.aggregate(p[1:] or p) for p in found] for found in prefixes[label]])
+        for label, critic in critics.items()
+    }
+    diagnoses = {
+        label: judge(kinds[label], scored[label], found if critics[label].kind != "genrm" else ())
+        for label, found in prefixes.items()
+    }
     likelihood = LikelihoodCritic(solver.engine, solver.policy.prompt)
     scored["likelihood"] = _groups(rows, asyncio.run(_every(likelihood, states)))
     diagnoses["likelihood"] = judge("policy", scored["likelihood"])
-    reporter.say(f"likelihood: {diagnoses['likelihood'].verdict}")
-    if fit:
-        named = {model.kind: scored[label] for label, model in models.items()} | {"likelihood": scored["likelihood"]}
-        scored["combined"] = _cross_fitted(named, rows, config.prm_aggregate)
-        _fit(named, list(range(len(rows))), config.prm_aggregate).save(fit)
-        diagnoses["combined"] = judge("learned sum", scored["combined"])
-        reporter.say(f"combined: {diagnoses['combined'].verdict}; its weights are in {fit}")
+    if requests.fit:
+        diagnoses |= _combine(kinds, scored, rows, config, requests.fit)
+    for label, diagnosis in diagnoses.items():
+        reporter.say(f"{label}: {diagnosis.verdict}")
+    prms = {label: critic for label, critic in critics.items() if kinds[label] == "prm"}
+    steps = {label: _judge_steps(critic, config, rows, prefixes[label], requests) for label, critic in prms.items()}
+    checks = _calibrate(folders, kinds, scored, prefixes, config, requests.calibrate) if requests.calibrate else {}
+    return _report(diagnoses, scored, steps, checks, config, reporter, out)
+
+
+def _load(folders: Mapping[str, Path], config: DiagnoseConfig, requests: Requests) -> dict[str, StepCritic]:
+    """The critics by label.
+
+    Raises:
+        ConfigError: a label or a combination of critics that cannot be reported or fitted.
+    """
+    for label in folders:
+        check_label(label)
+        if label in RESERVED:
+            raise ConfigError(f"critic folder named '{label}', which the report uses itself; rename the folder")
+    critics = {label: load_critic(folder, (), config.prm_aggregate) for label, folder in folders.items()}
+    kinds = [ROLES[critic.kind] for critic in critics.values()]
+    for option, asked in (("--fit", requests.fit), ("--calibrate", requests.calibrate)):
+        if asked and len(set(kinds)) < len(kinds):
+            raise ConfigError(
+                f"two critics of one kind ({', '.join(kinds)}) with {option}; expected at most one value model, PRM and ORM"
+            )
+    if requests.labels and "prm" not in kinds:
+        raise ConfigError(f"step labels and no PRM among the critics ({', '.join(kinds)}); name a PRM's folder")
+    return critics
+
+
+def _combine(
+    kinds: Mapping[str, Kind],
+    scored: dict[str, list[list[Sample]]],
+    rows: Sequence[Mapping[str, Any]],
+    config: DiagnoseConfig,
+    file: Path,
+) -> dict[str, Diagnosis]:
+    """Judge the learned sum and the average of ranks, adding their scores to `scored`; write the sum to `file`."""
+    named = {kind: scored[label] for label, kind in kinds.items()} | {"likelihood": scored["likelihood"]}
+    scored["combined"] = _cross_fitted(named, rows, config.prm_aggregate)
+    scored["rank_average"] = _rank_averaged(list(named.values()))
+    _fit(named, list(range(len(rows))), config.prm_aggregate).save(file)
+    return {
+        "combined": judge("learned sum", scored["combined"]),
+        "rank_average": judge("mean of ranks", scored["rank_average"]),
+    }
+
+
+def _rank_averaged(columns: Sequence[Sequence[Group]]) -> list[list[Sample]]:
+    """Scores as mean ranks among the answered samples of a question: what a search ranks."""
+    found = []
+    for groups in zip(*columns, strict=True):
+        answered = [i for i, sample in enumerate(groups[0]) if sample.answer is not None]
+        ranks = iter(rank_average([[group[i].score for i in answered] for group in groups]))
+        found.append([replace(s, score=0.0 if s.answer is None else next(ranks)) for s in groups[0]])
+    return found
+
+
+def _judge_steps(
+    critic: StepCritic, config: DiagnoseConfig, rows: Sequence[Mapping[str, Any]], prefixes: Prefixes, requests: Requests
+) -> StepDiagnosis | None:
+    """A PRM's step scores against the labelled solutions, or the task's truth; None where there is neither."""
+    if requests.labels:
+        source, solutions = requests.labels
+        by_question: dict[str, list[Labelled]] = {}
+        for solution in solutions:
+            by_question.setdefault(solution.question, []).append(solution)
+        states = [[State(x.question, tuple(map(Step, x.steps))) for x in group] for group in by_question.values()]
+        scores = asyncio.run(_scores(critic, states))
+        truths = [[truth_of_labels(x.labels) for x in group] for group in by_question.values()]
+        return judge_steps(_step_cases(scores, truths), f"the labels in {source}")
+    task = config.task.build()
+    if not isinstance(task, StepTask):
+        return None
+    problems = _problems(config)
+    found = [[tuple(task.step_truth(problems[r["id"]], s["steps"])) for s in r["samples"]] for r in rows]
+    return judge_steps(_step_cases(prefixes, found), f"the task's own truth ({task.name})")
+
+
+def _step_cases(scores: Prefixes, truths: Sequence[Sequence[tuple[bool | None, ...]]]) -> list[list[StepCase]]:
+    return [
+        [StepCase(tuple(s[1:]), t) for s, t in zip(group, truth, strict=True)]
+        for group, truth in zip(scores, truths, strict=True)
+    ]
+
+
+def _calibrate(
+    folders: Mapping[str, Path],
+    kinds: Mapping[str, Kind],
+    scored: Mapping[str, Sequence[Group]],
+    prefixes: Mapping[str, Prefixes],
+    config: DiagnoseConfig,
+    file: Path,
+) -> dict[str, CalibrationCheck]:
+    """Calibrate every critic on what it is asked in a search: a value model on all prefixes, the others on whole solutions."""
+    checks = {}
+    for label, kind in kinds.items():
+        groups = [[sample for sample in group if sample.answer is not None] for group in scored[label]]
+        if kind == "value":
+            groups = [
+                [Sample(score, s.right) for p, s in zip(found, group, strict=True) if s.answer is not None for score in p[1:]]
+                for found, group in zip(prefixes[label], scored[label], strict=True)
+            ]
+        checks[label] = check_calibration(kind, groups, config.calibration)
+    fitted = {
+        kinds[label]: Fitted(
+            c.fitted[c.chosen], c.chosen, head_hash(folders[label]), c.questions, c.samples, config.prm_aggregate
+        )
+        for label, c in checks.items()
+    }
+    save_calibrations(fitted, file)
+    return checks
+
+
+def _report(
+    diagnoses: Mapping[str, Diagnosis],
+    scored: Mapping[str, Sequence[Group]],
+    steps: Mapping[str, StepDiagnosis | None],
+    checks: Mapping[str, CalibrationCheck],
+    config: DiagnoseConfig,
+    reporter: Reporter,
+    out: Path | None,
+) -> dict[str, Any]:
     agreements = {f"{a} and {b}": agreement(scored[a], scored[b]) for i, a in enumerate(scored) for b in list(scored)[i + 1 :]}
+    untold = [
+        "",
+        f"Steps: the task '{config.task.name}' does not tell which are right; give labelled solutions with --labels FILE",
+    ]
+    told = {label: steps_to_markdown(found) if found else untold for label, found in steps.items()}
     report = {
-        "questions": len(rows),
+        "questions": len(next(iter(scored.values()))),
         "critics": {label: asdict(diagnosis) for label, diagnosis in diagnoses.items()},
+        "steps": {label: asdict(found) if found else None for label, found in steps.items()},
+        "calibration": {label: asdict(check) for label, check in checks.items()},
         "agreement": {pair: asdict(found) if found else None for pair, found in agreements.items()},
-        "markdown": to_markdown(diagnoses, agreements),
+        "markdown": to_markdown(diagnoses, agreements, told, checks),
     }
     if out:
         plain = {key: value for key, value in report.items() if key != "markdown"}
         write_atomically(out / "report.json", json.dumps(plain, indent=2).encode() + b"\n")
         write_atomically(out / "report.md", str(report["markdown"]).encode())
-        _plot(diagnoses, out / "reliability.png", reporter)
+        plot_reliability(diagnoses, out / "reliability.png", reporter)
+        if checks:
+            plot_calibration(checks, out / "calibration.png", reporter)
     return report
 
 
@@ -184,46 +309,18 @@ def _cross_fitted(
     return _groups(rows, scores)
 
 
-def judge(kind: str, groups: Sequence[Group], prefixes: Sequence[Sequence[Sequence[float]]] = ()) -> Diagnosis:
-    """All figures of one critic's scores; of unfinished solutions too where `prefixes` has their scores."""
-    # What states no answer is worth 0 to every search; a critic earns nothing by ranking it last.
-    answered = [[sample for sample in group if sample.answer is not None] for group in groups]
-    everything = [sample for group in answered for sample in group]
-    size = min(map(len, groups))
-    numbers = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < size] + [size]
-    by_n = {
-        n: {
-            "best": mean_over(groups, lambda g, n=n: best_of(g, n)),  # type: ignore[misc]
-            "vote": mean_over(groups, lambda g, n=n: voted(g, n, weighted=True)),  # type: ignore[misc]
-            "majority": mean_over(groups, lambda g, n=n: voted(g, n, weighted=False)),  # type: ignore[misc]
-            "any": mean_over(groups, lambda g, n=n: any_of(g, n)),  # type: ignore[misc]
-        }
-        for n in numbers
-    }
-    within = within_question_auc(answered)
-    gain = mean_over(groups, lambda g: best_of(g, size) - voted(g, size, weighted=False))
-    vote_gain = mean_over(groups, lambda g: voted(g, size, weighted=True) - voted(g, size, weighted=False))
-    by_steps = {k: within_question_auc(found) for k, found in (prefix_groups(prefixes, groups) if prefixes else {}).items()}
-    return Diagnosis(
-        kind,
-        verdict(within, gain, vote_gain, size),
-        within,
-        auc(everything),
-        brier(everything),
-        calibration_error(everything),
-        [asdict(b) for b in reliability(everything)],
-        by_n,
-        {k: found for k, found in by_steps.items() if found},
-    )
+def _problems(config: DiagnoseConfig) -> dict[str, Problem]:
+    """The questions by id."""
+    problems = {p.id: p for p in config.task.build().load(config.split, config.num_questions)}
+    unlabelled = [p.id for p in problems.values() if p.gold is None]
+    if unlabelled:
+        raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
+    return problems
 
 
 def _sample(config: DiagnoseConfig, solver: Solver, reporter: Reporter, journal: Journal | None) -> list[dict[str, Any]]:
     """For each question {"id", "question", "samples": [{"steps", "answer", "right"}]}; kept in the journal."""
-    task = config.task.build()
-    problems = {p.id: p for p in task.load(config.split, config.num_questions)}
-    unlabelled = [p.id for p in problems.values() if p.gold is None]
-    if unlabelled:
-        raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
+    task, problems = config.task.build(), _problems(config)
     rows = {row["id"]: row for row in journal.read()} if journal else {}
     left = [p for p in problems.values() if p.id not in rows]
     failed: list[str] = []
@@ -266,9 +363,7 @@ async def _every(critic: Critic, states: Sequence[Sequence[State]]) -> list[list
     return [await critic.score(group) for group in states]
 
 
-async def _scores(
-    critic: ModelCritic | PublicPRM | ClassifierCritic, states: Sequence[Sequence[State]]
-) -> list[list[list[float]]]:
+async def _scores(critic: StepCritic, states: Sequence[Sequence[State]]) -> list[list[list[float]]]:
     """The scores of all prefixes; a solution that the critic cannot read is an error that names its question."""
     found = []
     for group in states:
@@ -277,56 +372,3 @@ async def _scores(
         except LLMMCTSError as error:
             raise DataError(f"question {group[0].question!r}: {error}") from error
     return found
-
-
-def to_markdown(diagnoses: Mapping[str, Diagnosis], agreements: Mapping[str, Estimate | None]) -> str:
-    """The report for people."""
-    lines = []
-    for label, d in diagnoses.items():
-        over_all = "–" if d.auc_over_all is None else f"{d.auc_over_all:.3f}"
-        lines += [
-            f"## {label} ({d.kind})",
-            "",
-            f"**{d.verdict[0].upper()}{d.verdict[1:]}.**",
-            "",
-            f"- AUC within questions {d.auc_within or '–'}; over all samples {over_all} (flatters)",
-            f"- Brier score {d.brier:.3f}, expected calibration error {d.calibration_error:.3f}",
-            "",
-            "| n | best by this critic | weighted vote | majority | any right |",
-            "|---:|---|---|---|---|",
-        ]
-        for n, row in d.by_n.items():
-            cells = (f"{100 * e.value:.1f} % [{100 * e.low:.1f}, {100 * e.high:.1f}]" for e in row.values())
-            lines.append(f"| {n} | " + " | ".join(cells) + " |")
-        if d.prefixes:
-            lines += ["", "| steps written | AUC within questions against the outcome | questions |", "|---:|---|---:|"]
-            lines += [f"| {k} | {found} | {found.questions} |" for k, found in d.prefixes.items()]
-        lines.append("")
-    if agreements:
-        lines += ["## Agreement", "", "Share of the pairs of one question that two critics order alike:", ""]
-        lines += [f"- {pair}: {found or '–'}" for pair, found in agreements.items()]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _plot(diagnoses: Mapping[str, Diagnosis], path: Path, reporter: Reporter) -> None:
-    """Reliability: share right against score, one line a critic."""
-    try:
-        import matplotlib
-    except ImportError:
-        reporter.say(f"{path.name} is left out: matplotlib is not installed (pip install matplotlib)")
-        return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 5.5))
-    axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="calibrated")
-    for label, d in diagnoses.items():
-        x, y = [b["score"] for b in d.reliability], [b["right"] for b in d.reliability]
-        axis.plot(x, y, marker="o", markersize=4, label=f"{label} (error {d.calibration_error:.2f})")
-    axis.set(xlabel="score", ylabel="share right", xlim=(0, 1), ylim=(0, 1), title="Reliability")
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

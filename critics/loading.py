@@ -1,7 +1,7 @@
 """Any critic checkpoint as a critic: a backbone with a head, or a language model that judges in words."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 
 from critics.base import ModelCritic
 from critics.genrm import VERDICTS, GenerativeVerifier, VerdictKind, VerifierConfig
-from critics.modeling import CriticModel
+from critics.modeling import CriticModel, Kind
+from critics.public import PUBLIC_FORMATS, load_public
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.engines.packing import pack_linears
 from llm_mcts.engines.transformers import TransformersEngine, first_line, load_tokenizer, resolve_device
@@ -35,8 +36,22 @@ class VerifierFile:
     verifier: dict[str, Any]
 
 
+ROLES: dict[str, Kind] = {"value": "value", "prm": "prm", "orm": "orm", "genrm": "orm"}
+"""Kind of a critic -> what it is asked about; a verifier, as an ORM, about whole solutions."""
+
+
 class StepCritic(Protocol):
     """A critic that also tells what it thinks of every prefix."""
+
+    @property
+    def kind(self) -> str:
+        """A key of ROLES."""
+        ...
+
+    @property
+    def aggregate(self) -> Callable[[Sequence[float]], float]:
+        """Makes one score of the steps'."""
+        ...
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """One score in [0, 1] a state."""
@@ -48,12 +63,12 @@ class StepCritic(Protocol):
 
 
 def load_critic(
-    folder: str | Path, kinds: Sequence[str] = (), aggregate: str = "last", shared: "SharedBackbone | None" = None
-) -> ModelCritic | GenerativeVerifier:
+    place: str | Path, kinds: Sequence[str] = (), aggregate: str = "last", shared: "SharedBackbone | None" = None
+) -> StepCritic:
     """Load a critic for scoring.
 
     Args:
-        folder: a critic's checkpoint.
+        place: a critic's checkpoint folder, or FORMAT:PLACE for a published model (see `critics.public`).
         kinds: what it may be; empty: anything.
         aggregate: how a PRM's steps become one score.
         shared: the base model to load its adapter onto.
@@ -61,7 +76,10 @@ def load_critic(
     Raises:
         ModelError: the folder holds no critic, or one of another kind.
     """
-    folder = Path(folder)
+    format, colon, public = str(place).partition(":")
+    if colon and format in PUBLIC_FORMATS:
+        return load_public(public, format, aggregate)
+    folder = Path(place)
     if (folder / VERIFIER_FILE).exists():
         return _load_verifier(folder, kinds, aggregate, shared)
     model = CriticModel.from_pretrained(folder, shared=shared).to(resolve_device("auto"))

@@ -17,7 +17,7 @@ import torch
 
 from critics.base import AGGREGATES
 from critics.classifier import ClassifierCritic, is_decoder
-from critics.modeling import CriticModel, Kind
+from critics.modeling import Kind
 from critics.public_formats import FORMATS, NEUTRAL, PRMFormat, StepFormat
 from critics.public_models import Head, checkpoint_folder, keep_within_window, load_step_judge, load_weights
 from llm_mcts.concurrency import gather_all
@@ -153,11 +153,3 @@ def load_public(
     writes = FORMATS[format](tokenizer)
     backbone, head = load_step_judge(folder, writes.head, getattr(writes, "plus", 0), getattr(writes, "minus", 0))
     return PublicPRM(backbone, head, writes, aggregate)
-
-
-def open_critic(place: str | Path, aggregate: str = "last") -> CriticModel | PublicPRM | ClassifierCritic:
-    """A critic as the command line names it: a folder of our own format, or FORMAT:PLACE with a PublicFormat."""
-    format, colon, public = str(place).partition(":")
-    if colon and format in PUBLIC_FORMATS:
-        return load_public(public, format, aggregate)
-    return CriticModel.from_pretrained(place)

@@ -4,6 +4,7 @@
     llm-mcts evaluate                     accuracy of several searches side by side
     llm-mcts self-improve --out RUN       search, train, gate, round after round
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm) on rows from a file
+    llm-mcts label --out DIR              step labels for a PRM, without people: rows for train prm
     llm-mcts diagnose CRITIC [CRITIC …]   whether critics rank solutions, are calibrated and choose well
     llm-mcts serve                        answer over HTTP, in OpenAI's form
 
@@ -125,11 +126,26 @@ def train(argv: list[str]) -> None:
     )
 
 
+def label(argv: list[str]) -> None:
+    """Step labels for a task's training questions, without people: by completions of prefixes, or from saved trees."""
+    from llm_mcts.progress import Reporter
+    from trainers.label import LabelConfig, told
+    from trainers.label import label as run
+
+    parser = _parser("label", "llm-mcts label --method omega_prm --num_questions 100 --out labels")
+    parser.add_argument("--out", type=Path, required=True, help="folder for prm.jsonl, the records and report.json")
+    parser.add_argument("--resume", action="store_true", help="go on with the labels in --out")
+    args, config = _parse(parser, LabelConfig, argv)
+    report = run(config, args.out, args.resume, Reporter(quiet=args.json))
+    print(json.dumps(report) if args.json else told(report, args.out))
+
+
 def diagnose(argv: list[str]) -> None:
     """Whether critics rank solutions of held-out questions, are calibrated, and choose better than a majority."""
-    from critics.diagnose import DiagnoseConfig
+    from critics.diagnose import DiagnoseConfig, Requests
     from critics.diagnose import diagnose as run
     from llm_mcts.progress import Reporter
+    from trainers.train import read_step_rows
 
     parser = _parser("diagnose", "llm-mcts diagnose runs/first/round_002/checkpoints/orm --task.level hard --out diagnosis")
     parser.add_argument(
@@ -141,6 +157,8 @@ def diagnose(argv: list[str]) -> None:
     )
     parser.add_argument("--out", type=Path, help="folder for the samples, report.md, report.json and reliability.png")
     parser.add_argument("--fit", type=Path, help="write a learned sum of the critics and the policy's likelihood to this file")
+    parser.add_argument("--calibrate", type=Path, help="write the critics' calibrations to this file")
+    parser.add_argument("--labels", type=Path, help="judge a PRM's steps by the labelled solutions in this file")
     parser.add_argument("--resume", action="store_true", help="go on with the samples in --out")
     args, config = _parse(parser, DiagnoseConfig, argv)
     if args.resume and not args.out:
@@ -148,7 +166,9 @@ def diagnose(argv: list[str]) -> None:
     folders = {folder.name.rpartition(":")[2]: folder for folder in args.critics}
     if len(folders) < len(args.critics):
         raise ConfigError("two critic folders have the same name; rename one, for names are the labels of the report")
-    report = run(folders, config, Reporter(quiet=args.json), args.out, args.resume, args.fit)
+    labels = (str(args.labels), read_step_rows(args.labels)) if args.labels else None
+    requests = Requests(args.fit, args.calibrate, labels)
+    report = run(folders, config, Reporter(quiet=args.json), args.out, args.resume, requests)
     print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
 
 
@@ -171,6 +191,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "self-improve": improve,
     "train": train,
+    "label": label,
     "diagnose": diagnose,
     "serve": serve,
 }
@@ -218,7 +239,7 @@ def _parse(parser: argparse.ArgumentParser, cls: type[C], argv: list[str]) -> tu
     return args, load_config(cls, args.config, overrides)
 
 
-OWN = {"--json", "--resume", "--verbose", "--config", "--out", "--tree", "--fit"}
+OWN = {"--json", "--resume", "--verbose", "--config", "--out", "--tree", "--fit", "--calibrate", "--labels"}
 """Options that belong to a command; every other --KEY is a setting and has a value."""
 
 

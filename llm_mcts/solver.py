@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RANK_AVERAGE = "rank_average"
+
 
 @dataclass(frozen=True)
 class CriticsConfig:
@@ -43,7 +45,11 @@ class CriticsConfig:
     prm_weight: float = 1.0
     """Weight of the PRM on unfinished solutions, at least 0. AlphaLLM: 1."""
     finished: str | None = None
-    """File of a learned sum that judges finished solutions in the ORM's place: what `llm-mcts diagnose --fit FILE` wrote."""
+    """What judges finished solutions in the ORM's place: the file of a learned sum that `llm-mcts diagnose --fit FILE` wrote,
+    or rank_average: the mean of all critics' ranks, the policy's likelihood among them (for best_of_n)."""
+    rollouts: int = 0
+    """Completions of an unfinished solution whose mean worth takes a value model's place; 0: none. They are judged as finished
+    solutions are, or by agreement with the majority of 16 completions of the question. Math-Shepherd: 8."""
     prm_aggregate: str = "last"
     """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
     prm_format: Literal["own", "math_shepherd", "rlhflow", "qwen", "skywork"] = "own"
@@ -55,6 +61,16 @@ class CriticsConfig:
     """A classifier's score is sigmoid(orm_scale * logit + orm_bias); above 0. With `finished`, as diagnose had it: 1."""
     orm_bias: float = 0.0
     """See orm_scale. With `finished`: 0."""
+    calibration: str | None = None
+    """File of the critics' calibrations: what `llm-mcts diagnose --calibrate FILE` wrote. A learned sum reads plain scores."""
+
+    def __post_init__(self) -> None:
+        if self.rollouts < 0:
+            raise ConfigError(f"critics.rollouts is {self.rollouts}; expected at least 0")
+        if self.rollouts and self.value:
+            raise ConfigError(
+                f"critics.rollouts is {self.rollouts} with a value model ({self.value}), whose place they take; drop one"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,53 +124,15 @@ def _search_config(name: str, settings: str) -> Any:
     return load_config(SEARCHES[name][1], json.loads(settings))
 
 
-def load_critics(
-    config: CriticsConfig, engine: Engine, prompt: PromptFormat, shared: "SharedBackbone | None" = None
-) -> Critic | None:
-    """The configured critics as one, or None where none is configured.
-
-    Args:
-        config: which critics.
-        engine: the policy's, which a learned sum asks for the policy's likelihood.
-        prompt: the policy's format.
-        shared: the base model that all critics are adapters on, if it is to be shared.
-    """
-    if not (config.value or config.prm or config.orm or config.finished):
-        return None
-    from critics import (
-        Combination,
-        CriticWeights,
-        LikelihoodCritic,
-        LogisticCritic,
-        PublicPRM,
-        WeightedCritic,
-        load_critic,
-        load_public,
-    )
-
-    formats = {"prm": config.prm_format, "orm": config.orm_format}
-
-    def load(folder: str | None, kind: str, aggregate: str = "last") -> Critic | None:
-        if folder is None:
-            return None
-        if (format := formats.get(kind, "own")) != "own":
-            return load_public(folder, format, aggregate, config.orm_scale, config.orm_bias)
-        return load_critic(folder, ("orm", "genrm") if kind == "orm" else (kind,), aggregate, shared)
-
-    weights = CriticWeights(config.value_weight, config.prm_weight)
-    value, prm, orm = load(config.value, "value"), load(config.prm, "prm", config.prm_aggregate), load(config.orm, "orm")
-    if config.finished is None:
-        return WeightedCritic(value, prm, orm, weights)
-    learned = Combination.load(config.finished)
-    parts: dict[str, Critic | None] = {"value": value, "orm": orm}
-    if "prm" in learned.weights:
-        # large: a published model is not loaded twice for another aggregate
-        other = learned.prm_aggregate
-        parts["prm"] = prm.aggregated(other) if isinstance(prm, PublicPRM) else load(config.prm, "prm", other)
-    if "likelihood" in learned.weights:
-        parts["likelihood"] = LikelihoodCritic(engine, prompt)
-    finished = LogisticCritic({name: critic for name, critic in parts.items() if critic is not None}, learned)
-    return WeightedCritic(value, prm, finished, weights)
+def _check_ranks(name: str, search: Any) -> None:
+    """Ranks compare what is asked together: refuse a search that asks a few at a time."""
+    if name not in ("greedy", "self_consistency", "best_of_n"):
+        raise ConfigError(f"critics.finished is {RANK_AVERAGE} with search {name}; expected best_of_n, which asks all at once")
+    if name == "best_of_n" and search.num_parallel < search.num_samples:
+        raise ConfigError(
+            f"critics.finished is {RANK_AVERAGE} with num_parallel={search.num_parallel} of {search.num_samples} samples; "
+            "expected all at once, so that their ranks can be compared"
+        )
 
 
 class Solver:
@@ -171,10 +149,17 @@ class Solver:
         self.engine = engine = engine or self._load(config.engine.model, shared)
         fast = self._policy(self._load(config.rollout_model)) if config.rollout_model else None
         self.policy = self._policy(engine, fast)
-        self.critic = critic if critic is not None else load_critics(config.critics, engine, self.policy.prompt, shared)
+        self.critic = critic if critic is not None else self._critic(shared)
         if shared:
             shared.pack()
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _critic(self, shared: "SharedBackbone | None") -> Critic | None:
+        if self.config.critics == CriticsConfig():
+            return None
+        from critics.configured import configured_critic
+
+        return configured_critic(self.config.critics, self.policy, shared, self.config.seed)
 
     def _load(self, model: str, shared: "SharedBackbone | None" = None) -> Engine:
         config = replace(self.config.engine, model=model)
@@ -267,6 +252,8 @@ class Solver:
         if not question.strip():
             raise QuestionError("the question is empty; expected some text")
         name, config = build_search(self.config.search if search is None else search)
+        if self.config.critics.finished == RANK_AVERAGE:
+            _check_ranks(name, config)
         with metered() as usage:
             seed = self.config.seed if seed is None else seed
             policy = self.policy if temperature is None else self.policy.at(temperature)

@@ -80,6 +80,16 @@ class SelfImproveConfig:
         if not self.methods:
             raise ConfigError("methods is empty; expected a label for each search, such as greedy: greedy")
         check_methods(self.methods)
+        fixed = self.solver.critics
+        if self.critics and fixed.calibration:
+            raise ConfigError(
+                f"solver.critics.calibration is {fixed.calibration} and the critics ({', '.join(self.critics)}) are "
+                "trained anew each round; drop it, and calibrate the last round's"
+            )
+        if "value" in self.critics and fixed.rollouts:
+            raise ConfigError(
+                f"solver.critics.rollouts is {fixed.rollouts} and a value model, whose place they take, is trained; drop one"
+            )
         if unknown := set(self.critics) - set(KINDS):
             raise ConfigError(f"critics holds {', '.join(sorted(unknown))}; expected any of {', '.join(KINDS)}")
 

@@ -40,6 +40,18 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another --out")
+    rows = read_rows(kind, file)
+    if kind == "sft":
+        return train_sft(rows, job.start, out, job.train, job.prompt, job.seed)
+    return train_critic(kind, rows, job.start, out, job.train, job.head, job.prompt, job.seed)  # type: ignore[arg-type]
+
+
+def read_rows(kind: str, file: Path) -> list[Any]:
+    """The rows of a file, all for trainer `kind`.
+
+    Raises:
+        DataError: the file is missing, empty, or holds another trainer's rows; the message names file and line.
+    """
     expected = StepRow if kind == "prm" else SolutionRow
     rows: list[Any] = []
     for number, data in read_jsonl(file):
@@ -52,6 +64,9 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
         rows.append(row)
     if not rows:
         raise DataError(f"{file} holds no row; expected one JSON object a line")
-    if kind == "sft":
-        return train_sft(rows, job.start, out, job.train, job.prompt, job.seed)
-    return train_critic(kind, rows, job.start, out, job.train, job.head, job.prompt, job.seed)  # type: ignore[arg-type]
+    return rows
+
+
+def read_step_rows(file: Path) -> list[StepRow]:
+    """Solutions with step labels, as `read_rows`."""
+    return read_rows("prm", file)

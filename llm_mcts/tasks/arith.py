@@ -11,11 +11,13 @@ and the hash, not the seed, decides whether a problem belongs to train, dev or t
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llm_mcts.errors import ConfigError, suggest
+from llm_mcts.errors import ConfigError, DataError, suggest
+from llm_mcts.tasks.answers import extract_answer
+from llm_mcts.tasks.arith_steps import judge_lines
 from llm_mcts.tasks.base import AnswerTask
 from llm_mcts.types import Problem
 
@@ -338,3 +340,19 @@ class ArithTask(AnswerTask):
         return [
             Problem(f"arith-{self.level}-{split}-{seed}-{i}", p.question, p.gold, p.solution()) for i, p in enumerate(problems)
         ]
+
+    def step_truth(self, problem: Problem, steps: Sequence[str]) -> list[bool | None]:
+        """For each line whether it is right, by arithmetic (`arith_steps`); the answer line is right when the answer is.
+
+        Raises:
+            DataError: the problem has no reference solution or answer.
+        """
+        if problem.solution is None or problem.gold is None:
+            raise DataError(f"question {problem.id} has no reference solution; expected one to judge steps by")
+        truth = judge_lines(problem.solution, steps)
+        for i, line in enumerate(steps):
+            if truth[i] is None and extract_answer(line) is not None and "####" in line:
+                truth[i] = self.check(line, problem.gold)
+            if truth[i] is False:
+                return truth[: i + 1] + [None] * (len(steps) - i - 1)
+        return truth

@@ -1,5 +1,6 @@
 """What a task is: a data set and the checker of its answers."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from llm_mcts.tasks.answers import extract_answer, same_answer
@@ -21,6 +22,15 @@ class Task(Protocol):
 
     def check(self, solution_text: str, gold: str) -> bool:
         """Whether the solution's final answer equals the gold answer, exactly."""
+        ...
+
+
+@runtime_checkable
+class StepTask(Task, Protocol):
+    """A task that knows which steps of a solution are right."""
+
+    def step_truth(self, problem: Problem, steps: Sequence[str]) -> list[bool | None]:
+        """For each step whether it is right; None where the task cannot tell, and behind the first wrong step."""
         ...
 
 

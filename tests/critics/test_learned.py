@@ -11,14 +11,16 @@ import torch
 from search_cases import TableCritic, run, solution
 
 from critics.combine import Combination, LogisticCritic, fit_combination, logit
+from critics.configured import configured_critic
 from critics.likelihood import LikelihoodCritic
 from critics.modeling import CriticModel, HeadConfig
 from llm_mcts.cli import main
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.engines.transformers import TransformersEngine, load_causal_lm, load_tokenizer
 from llm_mcts.errors import ConfigError, DataError, QuestionError
+from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
-from llm_mcts.solver import CriticsConfig, load_critics
+from llm_mcts.solver import CriticsConfig
 from llm_mcts.types import State, Step, metered
 
 STATES = [
@@ -156,15 +158,13 @@ def orm(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 def test_the_solver_judges_finished_solutions_by_the_learned_sum(tiny_model: Path, orm: Path, tmp_path: Path) -> None:
     Combination({"orm": 0.0, "likelihood": 1.0}, 0.0).save(tmp_path / "sum.json")
-    engine = TransformersEngine(EngineConfig(str(tiny_model)))
-    critic = load_critics(
-        CriticsConfig(orm=str(orm), finished=str(tmp_path / "sum.json")), engine, PromptFormat(PromptConfig())
-    )
+    policy = LMPolicy(TransformersEngine(EngineConfig(str(tiny_model))), PromptFormat(PromptConfig()))
+    critic = configured_critic(CriticsConfig(orm=str(orm), finished=str(tmp_path / "sum.json")), policy)
     assert critic is not None
     finished = [STATES[0], STATES[2]]
     assert run(critic.score(finished)) == pytest.approx(run(likelihood(tiny_model).score(finished)), rel=1e-5)
     with pytest.raises(ConfigError, match="orm, which is not among"):
-        load_critics(CriticsConfig(finished=str(tmp_path / "sum.json")), engine, PromptFormat(PromptConfig()))
+        configured_critic(CriticsConfig(finished=str(tmp_path / "sum.json")), policy)
 
 
 def test_diagnose_fits_and_judges_on_other_questions(orm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +173,7 @@ def test_diagnose_fits_and_judges_on_other_questions(orm: Path, tmp_path: Path, 
     file = tmp_path / "sum.json"
     assert main(["diagnose", str(orm), *small, *limits, "--fit", str(file), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert list(report["critics"]) == ["orm", "likelihood", "combined"]
+    assert list(report["critics"]) == ["orm", "likelihood", "combined", "rank_average"]
     assert set(Combination.load(file).weights) == {"orm", "likelihood"}
     combined = report["critics"]["combined"]["auc_within"]["value"]
     assert combined > report["critics"]["orm"]["auc_within"]["value"]  # whose weights are random

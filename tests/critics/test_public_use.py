@@ -10,14 +10,18 @@ from public_cases import STATES, Published, expected, qwen, skywork, state
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from critics import Combination, PublicPRM
+from critics.base import ModelCritic
+from critics.configured import configured_critic
+from critics.loading import load_critic
 from critics.modeling import CriticModel, HeadConfig
-from critics.public import load_public, open_critic
+from critics.public import load_public
 from llm_mcts.cli import main
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.engines.transformers import TransformersEngine
 from llm_mcts.errors import ConfigError, ModelError
+from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
-from llm_mcts.solver import CriticsConfig, Solver, load_critics
+from llm_mcts.solver import CriticsConfig, Solver
 from llm_mcts.types import Critic, State, Step
 
 QUESTION = "Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. How many shells does Mia have now?"
@@ -49,7 +53,7 @@ def orm(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 def critic_of(tiny_model: Path, config: CriticsConfig) -> Critic:
     engine = TransformersEngine(EngineConfig(str(tiny_model)))
-    critic = load_critics(config, engine, PromptFormat(PromptConfig()))
+    critic = configured_critic(config, LMPolicy(engine, PromptFormat(PromptConfig())))
     assert critic is not None
     return critic
 
@@ -76,7 +80,7 @@ def test_a_learned_sum_has_its_own_aggregate_of_the_same_model(
         loaded.append(str(args[0]))
         return load_public(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("critics.public.load_public", load)
+    monkeypatch.setattr("critics.configured.load_public", load)
     critic = critic_of(tiny_model, config)
     assert loaded == [str(prm.folder)]
     steps = expected(prm, FINISHED)[1:]
@@ -104,14 +108,14 @@ def test_formats_that_do_not_exist_are_refused() -> None:
 
 
 def test_a_critic_by_its_name_on_the_command_line(prm: Published, tiny_model: Path, tmp_path: Path) -> None:
-    found = open_critic(f"qwen:{prm.folder}", "min")
+    found = load_critic(f"qwen:{prm.folder}", (), "min")
     assert isinstance(found, PublicPRM)
     assert asyncio.run(found.score(STATES[:1])) == pytest.approx([min(expected(prm, STATES[0])[1:])], abs=1e-5)
     own = tmp_path / "a:b"
     CriticModel.create("prm", str(tiny_model), HeadConfig(width=8)).save_pretrained(own)
-    assert isinstance(open_critic(own), CriticModel)
+    assert isinstance(load_critic(own), ModelCritic)
     with pytest.raises(ModelError):
-        open_critic(f"unknown:{prm.folder}")
+        load_critic(f"unknown:{prm.folder}")
 
 
 def test_diagnose_judges_published_models(

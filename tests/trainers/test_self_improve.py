@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from llm_mcts.config import load_config
+from llm_mcts.errors import ConfigError
 from llm_mcts.progress import Reporter
 from llm_mcts.runner import Record
+from llm_mcts.solver import CriticsConfig, SolverConfig
 from llm_mcts.store import RunDirectory
 from trainers.self_improve import SelfImproveConfig, _Loop
 
@@ -65,3 +67,11 @@ def test_where_no_round_was_accepted_the_start_is_not_compared_with_itself(tmp_p
     made = loop(tmp_path, {"greedy": "+---", "mcts": "++--"}, {"greedy": "----", "mcts": "----"})
     made._gate(made.directory.round(1), 1)
     assert list(made._gains()) == ["mcts against greedy, the start"]
+
+
+def test_settings_that_new_critics_would_contradict_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"critics.calibration is c\.json"):
+        SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(calibration="c.json")))
+    with pytest.raises(ConfigError, match=r"critics\.rollouts is 4"):
+        SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)))
+    SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)), critics=("orm",))
