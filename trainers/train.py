@@ -11,7 +11,8 @@ from llm_mcts.prompts import PromptConfig
 from llm_mcts.tasks.jsonl import read_jsonl
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
-from trainers.datasets import SolutionRow, StepRow, row_from_dict
+from trainers.objectives import CriticLossConfig, needed_rows
+from trainers.rows import SolutionRow, row_from_dict
 from trainers.sft import train_sft
 
 TRAINERS = ("sft", *get_args(Kind))
@@ -28,6 +29,8 @@ class TrainJob:
     """Head of a new critic."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Prompt format; a critic that is trained on keeps its own."""
+    critic_loss: CriticLossConfig = field(default_factory=CriticLossConfig)
+    """What a critic learns; the rows must suit it."""
     seed: int = 0
 
 
@@ -40,7 +43,7 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another --out")
-    expected = StepRow if kind == "prm" else SolutionRow
+    expected = SolutionRow if kind == "sft" else needed_rows(kind, job.critic_loss)  # type: ignore[arg-type]
     rows: list[Any] = []
     for number, data in read_jsonl(file):
         try:
@@ -54,4 +57,14 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
         raise DataError(f"{file} holds no row; expected one JSON object a line")
     if kind == "sft":
         return train_sft(rows, job.start, out, job.train, job.prompt, job.seed)
-    return train_critic(kind, rows, job.start, out, job.train, job.head, job.prompt, job.seed)  # type: ignore[arg-type]
+    return train_critic(
+        kind,  # type: ignore[arg-type]
+        rows,
+        job.start,
+        out,
+        job.train,
+        job.head,
+        job.prompt,
+        job.seed,
+        job.critic_loss,
+    )
