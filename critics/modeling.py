@@ -103,6 +103,14 @@ class CriticModel(nn.Module):
         """The language model's head, only while it is trained along."""
 
     @property
+    def offset(self) -> nn.Parameter:
+        """What shifts all logits alike. Comparisons say nothing of it: its gradient is rounding, which Adam would enlarge."""
+        layer = self.head[0] if self.head_config.kind == "ovm" else self.head[-1]
+        bias = layer.bias
+        assert isinstance(bias, nn.Parameter)
+        return bias
+
+    @property
     def config(self) -> Any:
         """The backbone's configuration."""
         return self.backbone.config

@@ -151,6 +151,8 @@ def train_critic(
         rows = with_model_values(rows, model, config)  # type: ignore[arg-type]
     if kind == "value" and losses.value.target == "tree_q":
         rows = each_node_once(rows)  # type: ignore[arg-type]
+    if needed_rows(kind, losses) is PairRow:
+        model.offset.requires_grad_(False)
     made = recipe(kind, losses, seed)
     encoded: list[Any] = [made.encode(row, fmt, encode) for row in rows]
     if made.lm_weight:
