@@ -210,6 +210,8 @@ def _context(model: CriticModel) -> int:
 
 def _check_rows(kind: Kind, rows: Sequence[Row], losses: CriticLossConfig) -> None:
     expected = needed_rows(kind, losses)
+    if not rows:
+        raise DataError(f"none of 0 rows for {kind}; expected {expected.__name__}s: search more questions, or each one longer")
     for row in rows:
         if not isinstance(row, expected):
             raise DataError(f"a {type(row).__name__} of question {row.question!r}; expected {expected.__name__}s for {kind}")

@@ -4,6 +4,7 @@ Checks of encodings are functions that are also applied to code with a planted e
 """
 
 import asyncio
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import trainers.critic
@@ -659,3 +661,17 @@ def test_a_file_of_other_rows_is_refused_by_line(tiny_model: Path, tmp_path: Pat
         train_from_file("orm", file, tmp_path / "out", job)
     file.write_text('{"question": "Q", "chosen": ["a"], "rejected": ["b"]}\n')
     assert train_from_file("orm", file, tmp_path / "out", job)["rows"] == 1
+
+
+def test_pickled_weights_are_refused_as_a_start(tiny_model: Path, tmp_path: Path) -> None:
+    start = tmp_path / "pickled"
+    shutil.copytree(tiny_model, start)
+    torch.save(load_file(start / "model.safetensors"), start / "pytorch_model.bin")
+    (start / "model.safetensors").unlink()
+    for losses in (value(target="prefix"), value(lm_weight=1.0)):
+        with pytest.raises(ModelError, match=r"no weights \(\*\.safetensors\)"):
+            train_critic("value", SOLUTIONS, str(start), tmp_path / "out", FAST, losses=losses)
+    train_critic("value", SOLUTIONS, str(tiny_model), tmp_path / "critic", replace(FAST, epochs=1))
+    (tmp_path / "critic" / "model.safetensors").rename(tmp_path / "critic" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"no weights \(\*\.safetensors\)"):
+        train_critic("value", SOLUTIONS, str(tmp_path / "critic"), tmp_path / "out", FAST)
