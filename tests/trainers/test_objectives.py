@@ -261,6 +261,8 @@ def test_tree_q_labels_and_weights() -> None:
     row = encoded("value", value(target="tree_q"), SMALL_TREE)
     assert labelled(row) == {19: 0.5, 21: 0.25}
     assert {i: weight for i, weight in enumerate(row.weights) if weight} == {19: 4, 21: 2}
+    counted_elsewhere = encoded("value", value(target="tree_q"), replace(SMALL_TREE, visits=(0, 2, 0)))
+    assert labelled(counted_elsewhere) == {21: 0.25}
 
 
 def test_lambda_return_labels() -> None:
