@@ -76,6 +76,7 @@ OBJECTIVES: dict[str, tuple[Kind, CriticLossConfig, Sequence[Row], float]] = {
     "orm pairwise": ("orm", orm(target="pairwise"), PAIRS, 0.1),
 }
 FAST = TrainConfig(epochs=60, learning_rate=1e-2, batch_size=8)
+SHORT = replace(FAST, epochs=1)
 
 
 def train(name: str, start: Path, out: Path, config: TrainConfig = FAST, head: HeadConfig | None = None) -> dict[str, float]:
@@ -208,6 +209,12 @@ def test_a_models_own_values(tiny_model: Path, tmp_path: Path, fitted: list[Fitt
         labels = [label for label, counts in zip(encoded.labels, encoded.mask, strict=True) if counts]
         # lambda 0: half the next prefix's score, and the outcome at the end
         assert labels == pytest.approx([0.5 * after_one, 0.5 * after_both, row.label], abs=1e-5)
+
+
+def test_a_shared_prefix_is_trained_on_once(tiny_model: Path, tmp_path: Path, fitted: list[Fitted]) -> None:
+    first, other = TREES[1], replace(TREES[1], steps=(TREES[1].steps[0], "#### 5"), q_values=(0.5, 0.7, 0.2), visits=(9, 4, 3))
+    train_critic("value", [first, other], str(tiny_model), tmp_path / "out", SHORT, losses=value(target="tree_q"))
+    assert [list(labelled(row).values()) for row in fitted[0].rows] == [pytest.approx([0.5, 0.7, 0.9]), [0.2]]
 
 
 def test_a_language_model_has_no_values(tiny_model: Path, tmp_path: Path) -> None:
@@ -590,15 +597,15 @@ def test_a_step_longer_than_the_context_is_left_out_and_counted(name: str, tiny_
 
 
 def test_a_models_values_leave_out_what_is_too_long(tiny_model: Path, tmp_path: Path) -> None:
-    train_critic("value", SOLUTIONS, str(tiny_model), tmp_path / "start", replace(FAST, epochs=1))
+    train_critic("value", SOLUTIONS, str(tiny_model), tmp_path / "start", SHORT)
     rows = [*SOLUTIONS[:3], replace(SOLUTIONS[3], steps=(ENDLESS, "#### 3"))]
     losses = value(target="td_lambda", estimate="model")
-    found = train_critic("value", rows, str(tmp_path / "start"), tmp_path / "out", replace(FAST, epochs=1), losses=losses)
+    found = train_critic("value", rows, str(tmp_path / "start"), tmp_path / "out", SHORT, losses=losses)
     assert (found["rows"], found["left_out"]) == (3, 1)
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    train_critic("orm", SOLUTIONS, str(tiny_model), tmp_path / "orm", replace(FAST, epochs=1))
+    train_critic("orm", SOLUTIONS, str(tiny_model), tmp_path / "orm", SHORT)
     for kind, losses, rows in (("value", value(target="tree_q"), TREES), ("prm", prm(target="pairwise"), PAIRS)):
         with pytest.raises(ModelError, match=f"kind 'orm'; expected '{kind}'"):
             train_critic(kind, rows, str(tmp_path / "orm"), tmp_path / "out", FAST, losses=losses)  # type: ignore[arg-type]
@@ -673,7 +680,7 @@ def test_pickled_weights_are_refused_as_a_start(tiny_model: Path, tmp_path: Path
     for losses in (value(target="prefix"), value(lm_weight=1.0)):
         with pytest.raises(ModelError, match=r"no weights \(\*\.safetensors\)"):
             train_critic("value", SOLUTIONS, str(start), tmp_path / "out", FAST, losses=losses)
-    train_critic("value", SOLUTIONS, str(tiny_model), tmp_path / "critic", replace(FAST, epochs=1))
+    train_critic("value", SOLUTIONS, str(tiny_model), tmp_path / "critic", SHORT)
     (tmp_path / "critic" / "model.safetensors").rename(tmp_path / "critic" / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no weights \(\*\.safetensors\)"):
         train_critic("value", SOLUTIONS, str(tmp_path / "critic"), tmp_path / "out", FAST)
