@@ -1,8 +1,12 @@
-"""The model behind every trained critic: a language model's backbone with an MLP head on each token's hidden state.
+"""The model behind every trained critic: a language model's backbone with a head on each token's hidden state.
+
+    mlp   w2 . dropout(relu(W1 h + b1)) + b2
+    ovm   w . dropout(gain h + bias), gain and bias numbers (OVM, arXiv 2311.09724, authors' code)
 
 A checkpoint is one folder: the backbone (whole, or a LoRA adapter on a named base) as Hugging Face writes it, the head
 in `head.safetensors` beside it, the tokenizer, and `critic.json`, which says what kind of critic it is and in which
-prompt format it was trained, so that it is never asked in another.
+prompt format it was trained, so that it is never asked in another. A critic that learns the language as well keeps the
+language model's head for its training (`critics.language_head`); scoring needs none.
 """
 
 import json
@@ -15,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from critics.language_head import save_language_head
 from llm_mcts.engines.transformers import first_line, load_tokenizer, model_folder
 from llm_mcts.errors import ConfigError, ModelError
 from llm_mcts.prompts import PromptConfig, PromptFormat, chat_template_of
@@ -24,20 +29,43 @@ if TYPE_CHECKING:
 
 Kind = Literal["value", "prm", "orm"]
 KINDS: tuple[Kind, ...] = ("value", "prm", "orm")
+HeadKind = Literal["mlp", "ovm"]
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The MLP on top of the backbone."""
+    """What turns a hidden state into a logit."""
 
     width: int = 128
-    """Hidden units, at least 1."""
+    """Hidden units of the mlp head, at least 1."""
     dropout: float = 0.0
     """Dropout in front of the output, in [0, 1). OVM: 0.2."""
+    kind: HeadKind = "mlp"
+    """mlp: one hidden layer; ovm: OVM's own, a learnable gain and bias in front of a linear map without bias."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(f"head with width={self.width}, dropout={self.dropout}; expected width >= 1, dropout in [0, 1)")
+        if self.kind not in ("mlp", "ovm"):
+            raise ConfigError(f"head.kind is '{self.kind}'; expected mlp or ovm")
+
+    def build(self, hidden: int) -> nn.Sequential:
+        """A new head for hidden states of that size, random by torch's generator."""
+        if self.kind == "ovm":
+            return nn.Sequential(GainAndBias(), nn.Dropout(self.dropout), nn.Linear(hidden, 1, bias=False))
+        return nn.Sequential(nn.Linear(hidden, self.width), nn.ReLU(), nn.Dropout(self.dropout), nn.Linear(self.width, 1))
+
+
+class GainAndBias(nn.Module):
+    """gain h + bias, two learnable numbers; they start as 1 and 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Of any shape."""
+        return self.gain * hidden + self.bias
 
 
 @dataclass(frozen=True)
@@ -70,8 +98,17 @@ class CriticModel(nn.Module):
         self.kind: Kind = kind
         self.base, self.backbone, self.tokenizer = base, backbone, tokenizer
         self.head_config, self.prompt_config = head, prompt
-        hidden = backbone.config.get_text_config().hidden_size
-        self.head = nn.Sequential(nn.Linear(hidden, head.width), nn.ReLU(), nn.Dropout(head.dropout), nn.Linear(head.width, 1))
+        self.head = head.build(backbone.config.get_text_config().hidden_size)
+        self.lm_head: nn.Module | None = None
+        """The language model's head, only while it is trained along."""
+
+    @property
+    def offset(self) -> nn.Parameter:
+        """What shifts all logits alike. Comparisons say nothing of it: its gradient is rounding, which Adam would enlarge."""
+        layer = self.head[0] if self.head_config.kind == "ovm" else self.head[-1]
+        bias = layer.bias
+        assert isinstance(bias, nn.Parameter)
+        return bias
 
     @property
     def config(self) -> Any:
@@ -83,10 +120,15 @@ class CriticModel(nn.Module):
         """The format it was trained in."""
         return PromptFormat(self.prompt_config, chat_template_of(self.tokenizer))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits [B, T] of token ids [B, T]."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, with_language: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, T] of token ids [B, T]; `with_language` also those of the next tokens [B, T, V], by `lm_head`."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        return self.logits(hidden)
+        if not with_language:
+            return self.logits(hidden)
+        assert self.lm_head is not None
+        return self.logits(hidden), self.lm_head(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [...] of hidden states [..., hidden]."""
@@ -119,6 +161,8 @@ class CriticModel(nn.Module):
         self.backbone.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         save_file({name: p.contiguous() for name, p in self.head.state_dict().items()}, folder / "head.safetensors")
+        if self.lm_head is not None:
+            save_language_head(self, folder)
         about = {
             "kind": self.kind,
             "base": self.base,

@@ -18,10 +18,13 @@ from torch import Tensor
 from critics.modeling import LoraSpec
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptFormat
-from trainers.datasets import SolutionRow, StepRow
 from trainers.losses import IGNORE
+from trainers.rows import PairRow, SolutionRow, StepRow, TreeRow
 
 log = logging.getLogger(__name__)
+
+SolutionBased = SolutionRow | StepRow | TreeRow
+"""Rows of one path of steps."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,28 @@ class Encoded:
     ids: list[int]
     labels: list[float]
     mask: list[bool]
+    weights: list[float] | None = None
+    """How much a position that counts does so [T], above 0 there; None: all alike."""
+    written: list[bool] | None = None
+    """Which tokens the policy wrote [T], for a language-model loss beside the score's; None: there is none."""
+
+    @property
+    def parts(self) -> "tuple[Encoded, ...]":
+        """The row itself."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Two rows that are compared, the better one first."""
+
+    chosen: Encoded
+    rejected: Encoded
+
+    @property
+    def parts(self) -> tuple[Encoded, ...]:
+        """Both rows, in the order in which the loss wants them."""
+        return (self.chosen, self.rejected)
 
 
 def encode_solution(row: SolutionRow, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
@@ -83,42 +108,87 @@ def encode_outcome_at_end(row: SolutionRow, fmt: PromptFormat, encode: Encoder) 
 
 def encode_steps(row: StepRow, fmt: PromptFormat, encode: Encoder) -> Encoded:
     """For the PRM: each labelled step's label stands on the step's last token."""
+    return encode_prefixes(row, (None, *row.labels), None, fmt, encode)
+
+
+def encode_prefixes(
+    row: SolutionBased,
+    targets: Sequence[float | None],
+    weights: Sequence[float] | None,
+    fmt: PromptFormat,
+    encode: Encoder,
+) -> Encoded:
+    """For anything that judges prefixes: each target stands on the last token of its prefix, the bare question's first.
+
+    Args:
+        row: what the steps are taken from.
+        targets: one a prefix, in [0, 1]; None where it does not count.
+        weights: one a prefix, or None; a prefix of weight 0 does not count.
+    """
     ids, ends = _ids_and_ends(row, fmt, encode)
-    labels, mask = [0.0] * len(ids), [False] * len(ids)
-    for end, label in zip(ends[1:], row.labels, strict=True):
-        if label is not None:
-            labels[end], mask[end] = label, True
-    return Encoded(ids, labels, mask)
+    labels, mask, weighing = [0.0] * len(ids), [False] * len(ids), [0.0] * len(ids)
+    for end, target, weight in zip(ends, targets, weights or [1.0] * len(ends), strict=True):
+        if target is not None and weight > 0:
+            labels[end], mask[end], weighing[end] = target, True, weight
+    return Encoded(ids, labels, mask, None if weights is None else weighing)
 
 
-def _ids_and_ends(row: SolutionRow | StepRow, fmt: PromptFormat, encode: Encoder) -> tuple[list[int], list[int]]:
+def encode_pair(row: PairRow, fmt: PromptFormat, encode: Encoder) -> EncodedPair:
+    """For critics that learn from comparisons: the last tokens of both sides are compared."""
+    sides = (SolutionRow(row.problem, row.question, steps, label) for steps, label in ((row.chosen, 1.0), (row.rejected, 0.0)))
+    chosen, rejected = (encode_outcome_at_end(side, fmt, encode) for side in sides)
+    return EncodedPair(chosen, rejected)
+
+
+def with_language_labels(encoded: Encoded, row: SolutionBased, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
+    """The row with the closing end-of-text, which no score is asked for, and the tokens of the language-model loss marked."""
+    start = _ids_and_ends(row, fmt, encode)[1][0] + 1
+    return Encoded(
+        [*encoded.ids, eos],
+        [*encoded.labels, 0.0],
+        [*encoded.mask, False],
+        None if encoded.weights is None else [*encoded.weights, 0.0],
+        [i >= start for i in range(len(encoded.ids) + 1)],
+    )
+
+
+def _ids_and_ends(row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> tuple[list[int], list[int]]:
     segments = [fmt.question(row.question), *(fmt.step(text) for text in row.steps)]
     return encode(segments), encode.ends(segments)
 
 
-def collate(rows: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Pad on the right: input_ids, attention_mask [B, T] long; labels [B, T] float; mask [B, T] boolean."""
+def collate(batch: Sequence[Encoded | EncodedPair]) -> dict[str, Tensor]:
+    """Pad on the right: input_ids, attention_mask [B, T] long; labels [B, T] float; mask [B, T] boolean.
+
+    Where the rows have them also weights [B, T] float and written [B, T] boolean. A pair makes two rows.
+    """
+    rows = [part for item in batch for part in item.parts]
     width = max(len(row.ids) for row in rows)
 
     def padded(values: Callable[[Encoded], list[Any]], fill: Any) -> Tensor:
         return torch.tensor([[*values(r), *([fill] * (width - len(r.ids)))] for r in rows])
 
-    return {
+    tensors = {
         "input_ids": padded(lambda r: r.ids, 0),
         "attention_mask": padded(lambda r: [1] * len(r.ids), 0),
         "labels": padded(lambda r: r.labels, 0.0),
         "mask": padded(lambda r: r.mask, False),
     }
+    if rows[0].weights is not None:
+        tensors["weights"] = padded(lambda r: r.weights or [], 0.0)
+    if rows[0].written is not None:
+        tensors["written"] = padded(lambda r: r.written or [], False)
+    return tensors
 
 
-def token_labels(batch: dict[str, Tensor]) -> Tensor:
-    """The labels of a policy batch as token ids [B, T], IGNORE where they do not count."""
-    return torch.where(batch["mask"], batch["input_ids"], IGNORE)
+def token_labels(batch: dict[str, Tensor], which: str = "mask") -> Tensor:
+    """The token ids of a batch as labels [B, T], IGNORE where they do not count; `which` mask says so."""
+    return torch.where(batch[which], batch["input_ids"], IGNORE)
 
 
 def fit(
     model: torch.nn.Module,
-    rows: Sequence[Encoded],
+    rows: Sequence[Encoded] | Sequence[EncodedPair],
     loss: Callable[[torch.nn.Module, dict[str, Tensor]], Tensor],
     config: TrainConfig,
     seed: int,
@@ -168,9 +238,9 @@ def fit(
     return {"rows": len(kept), "left_out": len(rows) - len(kept), "steps": steps, "loss": sum(tail) / len(tail)}
 
 
-def _usable(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
-    """The rows that fit and have a label; how many do not is logged."""
-    kept = [row for row in rows if len(row.ids) <= max_length and any(row.mask)]
+def _usable(rows: Sequence[Encoded] | Sequence[EncodedPair], max_length: int) -> list[Encoded | EncodedPair]:
+    """The rows that fit and have a label, pairs with both sides; how many do not is logged."""
+    kept = [row for row in rows if all(len(part.ids) <= max_length and any(part.mask) for part in row.parts)]
     if not kept:
         raise DataError(
             f"none of {len(rows)} rows can be trained on; expected some of at most {max_length} tokens with a label"

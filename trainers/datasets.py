@@ -1,22 +1,39 @@
 """From search trees to training rows. Together with the tasks, the only code that sees gold answers.
 
 sft     right solutions, distinct, best-scored first, at most so many a question
-value   whole solutions with their outcome: the label of every prefix
-orm     the same, judged as a whole
-prm     whole solutions with a label a step: the share of right endings below that step in the tree
+value   whole solutions with their outcome: the label of every prefix; or paths with the tree's values
+orm     the same solutions, judged as a whole; or right and wrong ones in pairs
+prm     the same solutions with a label a step: the share of right endings below that step in the tree; or steps in pairs
+
+Which of them a critic gets is its objective's business (`trainers.objectives`).
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Literal
 
-from llm_mcts.errors import ConfigError, DataError
+from critics.modeling import Kind
+from llm_mcts.errors import ConfigError
 from llm_mcts.search.evaluation import tree_traces
 from llm_mcts.tasks.base import Task
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, Trace
+from trainers.objectives import CriticLossConfig, needed_rows
+from trainers.rows import PairRow, Row, SolutionRow, StepRow, TreeRow, row_from_dict, row_to_dict
+from trainers.tree_rows import node_rows, outcome_pairs, statistics_of, step_pairs, twins_first, with_values
+
+__all__ = [
+    "PairRow",
+    "RowsConfig",
+    "SolutionRow",
+    "StepRow",
+    "TreeRow",
+    "row_from_dict",
+    "row_to_dict",
+    "rows_from_tree",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,11 @@ class RowsConfig:
     """Solutions kept for each critic, half of them right where there are enough of both; at least 2."""
     min_score: float = 0.0
     """Right solutions that the critic scored below this are not imitated; in [0, 1]. AlphaLLM: gamma."""
+    negatives: Literal["found", "twins"] = "found"
+    """Which solutions critics get where there are more than enough. found: the first that the search found; twins: a wrong one
+    that shares as long a beginning as possible with a right one, and that right one, so that style cannot tell them apart."""
+    pairs_per_question: int = 16
+    """Step pairs kept for a PRM that is trained on pairs, at least 1."""
 
     def __post_init__(self) -> None:
         if self.sft_per_question < 1 or self.critic_per_question < 2 or not 0 <= self.min_score <= 1:
@@ -36,61 +58,16 @@ class RowsConfig:
                 f"rows with sft_per_question={self.sft_per_question}, critic_per_question={self.critic_per_question}, "
                 f"min_score={self.min_score}; expected at least 1, at least 2, and within [0, 1]"
             )
+        if self.negatives not in ("found", "twins") or self.pairs_per_question < 1:
+            raise ConfigError(
+                f"rows with negatives={self.negatives}, pairs_per_question={self.pairs_per_question}; expected found or twins, "
+                "and at least 1"
+            )
 
 
-@dataclass(frozen=True)
-class SolutionRow:
-    """A solution; `label` is its outcome (1 right, 0 wrong)."""
-
-    problem: str
-    question: str
-    steps: tuple[str, ...]
-    label: float = 1.0
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """A solution with a label in [0, 1] per step, or None where the tree does not tell."""
-
-    problem: str
-    question: str
-    steps: tuple[str, ...]
-    labels: tuple[float | None, ...]
-
-    @property
-    def first_wrong(self) -> int | None:
-        """Index of the first step labelled below 0.5; None where there is none."""
-        return next((i for i, label in enumerate(self.labels) if label is not None and label < 0.5), None)
-
-
-def row_from_dict(data: dict[str, Any]) -> SolutionRow | StepRow:
-    """Read a row back from JSON.
-
-    Raises:
-        DataError: no steps, or labels outside [0, 1] or of the wrong number.
-    """
-    question, steps = data.get("question"), data.get("steps")
-    if not isinstance(question, str):
-        raise DataError(f"row with question {question!r}; expected a text")
-    if not isinstance(steps, list | tuple) or not steps or not all(isinstance(step, str) for step in steps):
-        raise DataError(f"row with steps {steps!r} for question {question!r}; expected a list of texts, at least one")
-    problem = str(data.get("problem", ""))
-    if "labels" not in data:
-        return SolutionRow(problem, question, tuple(steps), _label(data.get("label", 1.0), question))
-    labels = data["labels"]
-    if not isinstance(labels, list | tuple) or len(labels) != len(steps):
-        raise DataError(f"row with labels {labels!r} for {len(steps)} steps; expected one label a step")
-    return StepRow(problem, question, tuple(steps), tuple(None if x is None else _label(x, question) for x in labels))
-
-
-def _label(value: Any, question: str) -> float:
-    """A label in [0, 1], or a DataError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise DataError(f"row with label {value!r} for question {question!r}; expected a number in [0, 1]")
-    return float(value)
-
-
-def rows_from_tree(tree: Tree, problem: Problem, task: Task, config: RowsConfig) -> dict[str, Sequence[SolutionRow | StepRow]]:
+def rows_from_tree(
+    tree: Tree, problem: Problem, task: Task, config: RowsConfig, losses: CriticLossConfig | None = None
+) -> dict[str, Sequence[Row]]:
     """The rows of every trainer ("sft", "value", "prm", "orm") that one searched training question yields."""
     assert problem.gold is not None
     right: list[tuple[Trace, SolutionRow]] = []
@@ -101,14 +78,40 @@ def rows_from_tree(tree: Tree, problem: Problem, task: Task, config: RowsConfig)
         (right if correct else wrong).append((trace, SolutionRow(problem.id, problem.question, steps, float(correct))))
     by_score = sorted(right, key=lambda pair: inf if pair[0].score is None else -pair[0].score)
     liked = [row for trace, row in by_score if trace.score is None or trace.score >= config.min_score]
-    outcomes = _balanced([row for _, row in right], [row for _, row in wrong], config.critic_per_question)
-    shares = _right_shares(tree, problem, task)
-    return {
-        "sft": liked[: config.sft_per_question],
-        "value": outcomes,
-        "orm": outcomes,
-        "prm": [_step_row(row, shares) for row in outcomes],
-    }
+    solutions = [row for _, row in right], [row for _, row in wrong]
+    if config.negatives == "twins":
+        solutions = twins_first(*solutions)
+    outcomes = _balanced(*solutions, config.critic_per_question)
+    rows: dict[str, Sequence[Row]] = {"sft": liked[: config.sft_per_question]}
+    kinds: tuple[Kind, ...] = ("value", "prm", "orm")
+    rows |= {kind: _critic_rows(kind, outcomes, tree, problem, task, config, losses or CriticLossConfig()) for kind in kinds}
+    return rows
+
+
+def _critic_rows(
+    kind: Kind,
+    outcomes: list[SolutionRow],
+    tree: Tree,
+    problem: Problem,
+    task: Task,
+    config: RowsConfig,
+    losses: CriticLossConfig,
+) -> Sequence[Row]:
+    """What a critic's objective needs, of the chosen solutions or of the tree."""
+    needed = needed_rows(kind, losses)
+    if needed is SolutionRow:
+        return outcomes
+    if needed is StepRow:
+        shares = _right_shares(tree, problem, task)
+        return [_step_row(row, shares) for row in outcomes]
+    if kind == "orm":
+        return outcome_pairs(outcomes)
+    found = statistics_of(tree, problem, task)
+    if kind == "prm":
+        return step_pairs(found, problem, config.pairs_per_question)
+    if losses.value.target == "tree_q":
+        return node_rows(found, problem, config.critic_per_question)
+    return [with_values(row, found) for row in outcomes]
 
 
 def _distinct(traces: Sequence[Trace]) -> list[Trace]:
@@ -151,8 +154,3 @@ def _right_shares(tree: Tree, problem: Problem, task: Task) -> dict[tuple[str, .
 def _step_row(row: SolutionRow, shares: dict[tuple[str, ...], float]) -> StepRow:
     labels = tuple(shares.get(row.steps[: i + 1]) for i in range(len(row.steps)))
     return StepRow(row.problem, row.question, row.steps, labels)
-
-
-def row_to_dict(row: SolutionRow | StepRow) -> dict[str, Any]:
-    """A JSON-ready row."""
-    return asdict(row)

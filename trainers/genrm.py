@@ -23,22 +23,11 @@ from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
 from llm_mcts.types import State, Step
 from trainers.base import Encoded, TrainConfig, encode_solution, fit, save_atomically
-from trainers.datasets import SolutionRow, StepRow
 from trainers.losses import mixed_next_token_loss
+from trainers.rows import SolutionRow, StepRow, VerdictRow
 
 VERIFY, SOLVE = 0.0, 1.0
 """What a token of a mixed batch belongs to (the `labels` of its row)."""
-
-
-@dataclass(frozen=True)
-class VerdictRow:
-    """A solution, or a prefix of one, with its verdict; `rationale` is empty for a direct one."""
-
-    problem: str
-    question: str
-    steps: tuple[str, ...]
-    right: bool
-    rationale: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,8 @@ def train_genrm(
     if odd := [row for row in rows if bool(row.rationale) != bool(genrm.verifier.rationales)]:
         raise DataError(
             f"a row of question {odd[0].question!r} has {'a' if odd[0].rationale else 'no'} rationale and "
-            f"verifier.rationales is {genrm.verifier.rationales}; expected rationales in all rows and above 0, or in none and 0"
+            f"verifier.rationales is {genrm.verifier.rationales}; expected rationales in all rows "
+            "(llm-mcts rationales writes them) and above 0, or in none and 0"
         )
     rows = balanced(rows, genrm.per_problem)
     tokenizer, model = load_tokenizer(start), load_causal_lm(start, torch.float32, resolve_device("auto"))

@@ -21,7 +21,7 @@ from llm_mcts.engines.base import Engine, Request
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.seeding import derive_seed
 from llm_mcts.types import State, Step
-from trainers.genrm import VerdictRow
+from trainers.rows import VerdictRow
 
 EQUATION = re.compile(r"([\d(][\d\s.+\-*/()]*?)\s*=\s*(-?\d+(?:\.\d+)?)")
 """An expression in figures and what it is said to be."""

@@ -29,6 +29,7 @@ from llm_mcts.types import Problem
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
 from trainers.datasets import RowsConfig, row_from_dict, row_to_dict, rows_from_tree
+from trainers.objectives import CriticLossConfig
 from trainers.sft import train_sft
 
 
@@ -62,6 +63,8 @@ class SelfImproveConfig:
     rows: RowsConfig = field(default_factory=RowsConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     """The new critics' heads."""
+    critic_loss: CriticLossConfig = field(default_factory=CriticLossConfig)
+    """What the critics learn, and so which rows are made of the trees."""
     value: TrainConfig = field(default_factory=TrainConfig)
     prm: TrainConfig = field(default_factory=TrainConfig)
     orm: TrainConfig = field(default_factory=TrainConfig)
@@ -92,6 +95,11 @@ class SelfImproveConfig:
             )
         if unknown := set(self.critics) - set(KINDS):
             raise ConfigError(f"critics holds {', '.join(sorted(unknown))}; expected any of {', '.join(KINDS)}")
+        if "value" in self.critics and self.critic_loss.value.asks_the_model and not self.solver.critics.value:
+            raise ConfigError(
+                "critic_loss.value.estimate is 'model', and the run starts without a value model; name one in "
+                "solver.critics.value, or use estimate: tree"
+            )
 
 
 def self_improve(
@@ -188,7 +196,9 @@ class _Loop:
         searched = [record for record in here.trees.read() if "tree" in record]
         for record in searched:
             problem = gold[record["id"]]
-            for name, found in rows_from_tree(Tree.from_dict(record["tree"]), problem, self.task, self.config.rows).items():
+            tree = Tree.from_dict(record["tree"])
+            made = rows_from_tree(tree, problem, self.task, self.config.rows, self.config.critic_loss)
+            for name, found in made.items():
                 rows[name].extend({"id": f"{problem.id}/{i}", **row_to_dict(row)} for i, row in enumerate(found))
         for name, found_rows in rows.items():
             here.rows(name).write(found_rows)
@@ -206,11 +216,11 @@ class _Loop:
         policy = here.checkpoint("policy")
         if not here.metric("sft"):
             started = time.perf_counter()
-            rows = [row_from_dict(r) for r in here.rows("sft").read()]
+            rows: Sequence[Any] = [row_from_dict(r) for r in here.rows("sft").read()]
             if not rows:
                 raise DataError(f"{here.path} has no right solution to learn from; search more questions, or easier ones")
             seed = derive_seed(self.config.seed, "sft", number) % 2**31
-            metrics = train_sft(rows, self.models.engine.model, policy, self.config.sft, self.models.prompt, seed)  # type: ignore[arg-type]
+            metrics = train_sft(rows, self.models.engine.model, policy, self.config.sft, self.models.prompt, seed)
             self._trained(here, "sft", metrics, started)
         return replace(self.models, engine=replace(self.models.engine, model=str(policy)), critics=critics)
 
@@ -222,7 +232,8 @@ class _Loop:
             start = getattr(self.models.critics, kind) or self.models.engine.model
             config: TrainConfig = getattr(self.config, kind)
             seed = derive_seed(self.config.seed, kind, number) % 2**31
-            metrics = train_critic(kind, rows, start, folder, config, self.config.head, self.models.prompt, seed)
+            head, losses = self.config.head, self.config.critic_loss
+            metrics = train_critic(kind, rows, start, folder, config, head, self.models.prompt, seed, losses)
             self._trained(here, kind, metrics, started)
         return folder
 

@@ -11,10 +11,12 @@ from llm_mcts.prompts import PromptConfig
 from llm_mcts.tasks.jsonl import read_jsonl
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
-from trainers.datasets import SolutionRow, StepRow, row_from_dict
+from trainers.genrm import GenRMConfig, train_genrm, verdict_rows
+from trainers.objectives import CriticLossConfig, needed_rows
+from trainers.rows import SolutionRow, StepRow, VerdictRow, row_from_dict
 from trainers.sft import train_sft
 
-TRAINERS = ("sft", *get_args(Kind))
+TRAINERS = ("sft", *get_args(Kind), "genrm")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class TrainJob:
     """Head of a new critic."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Prompt format; a critic that is trained on keeps its own."""
+    critic_loss: CriticLossConfig = field(default_factory=CriticLossConfig)
+    """What a critic learns; the rows must suit it."""
+    genrm: GenRMConfig = field(default_factory=GenRMConfig)
+    """What a verifier in words learns."""
     seed: int = 0
 
 
@@ -40,19 +46,36 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another --out")
-    rows = read_rows(kind, file)
     if kind == "sft":
-        return train_sft(rows, job.start, out, job.train, job.prompt, job.seed)
-    return train_critic(kind, rows, job.start, out, job.train, job.head, job.prompt, job.seed)  # type: ignore[arg-type]
+        return train_sft(read_rows("sft", file, SolutionRow), job.start, out, job.train, job.prompt, job.seed)
+    if kind == "genrm":
+        return train_genrm(read_verdicts(file), job.start, out, job.train, job.genrm, job.prompt, job.seed)
+    rows = read_rows(kind, file, needed_rows(kind, job.critic_loss))  # type: ignore[arg-type]
+    return train_critic(
+        kind,  # type: ignore[arg-type]
+        rows,
+        job.start,
+        out,
+        job.train,
+        job.head,
+        job.prompt,
+        job.seed,
+        job.critic_loss,
+    )
 
 
-def read_rows(kind: str, file: Path) -> list[Any]:
-    """The rows of a file, all for trainer `kind`.
+def read_verdicts(file: Path) -> list[VerdictRow]:
+    """The verdicts of a file: as they are, or those of its outcome or step rows."""
+    rows = read_rows("genrm", file, SolutionRow, StepRow, VerdictRow)
+    return [verdict for row in rows for verdict in ([row] if isinstance(row, VerdictRow) else verdict_rows([row]))]
+
+
+def read_rows(kind: str, file: Path, *expected: type[Any]) -> list[Any]:
+    """The rows of a file for trainer `kind`, all of expected types.
 
     Raises:
-        DataError: the file is missing, empty, or holds another trainer's rows; the message names file and line.
+        DataError: the file is missing, empty, or holds other rows; the message names file and line.
     """
-    expected = StepRow if kind == "prm" else SolutionRow
     rows: list[Any] = []
     for number, data in read_jsonl(file):
         try:
@@ -60,7 +83,8 @@ def read_rows(kind: str, file: Path) -> list[Any]:
         except DataError as error:
             raise DataError(f"{file}:{number}: {error}") from error
         if not isinstance(row, expected):
-            raise DataError(f"{file}:{number}: a {type(row).__name__}; expected rows for {kind} ({expected.__name__})")
+            names = " or ".join(cls.__name__ for cls in expected)
+            raise DataError(f"{file}:{number}: a {type(row).__name__}; expected rows for {kind} ({names})")
         rows.append(row)
     if not rows:
         raise DataError(f"{file} holds no row; expected one JSON object a line")
@@ -69,4 +93,4 @@ def read_rows(kind: str, file: Path) -> list[Any]:
 
 def read_step_rows(file: Path) -> list[StepRow]:
     """Solutions with step labels, as `read_rows`."""
-    return read_rows("prm", file)
+    return read_rows("prm", file, StepRow)

@@ -147,7 +147,7 @@ def test_the_file_that_describes_it(saved: tuple[CriticModel, Path], tiny_model:
     about = json.loads((saved[1] / "critic.json").read_text())
     assert about["kind"] == "prm"
     assert about["base"] == str(tiny_model)
-    assert about["head"] == {"width": 12, "dropout": 0.1}
+    assert about["head"] == {"width": 12, "dropout": 0.1, "kind": "mlp"}
     assert about["prompt"]["style"] == "few_shot"
     assert about["prompt"]["answer_markers"] == ["####", "Therefore"]
 

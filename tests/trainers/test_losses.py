@@ -1,11 +1,14 @@
 """Every loss by hand."""
 
+from collections.abc import Callable
 from math import log
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from trainers.losses import IGNORE, next_token_loss, score_cross_entropy, score_mse
+from trainers.losses import IGNORE, next_token_loss, pairwise_loss, score_cross_entropy, score_mse
 
 LN2, LN3 = log(2), log(3)
 
@@ -96,3 +99,61 @@ def test_extreme_logits_stay_finite() -> None:
     logits, wrong = torch.tensor([[200.0, -200.0]]), torch.tensor([[0.0, 1.0]])
     assert score_cross_entropy(logits, wrong, mask).item() == pytest.approx(200.0)
     assert score_mse(logits, wrong, mask).item() == pytest.approx(1.0)
+
+
+WEIGHTS = torch.tensor([[3.0, 1.0, 9.0], [4.0, 9.0, 9.0]])
+
+
+def test_weighted_score_losses_by_hand() -> None:
+    # MSE: (3 * 0.0625 + 1 * 0.0625 + 4 * 0.5625) / 8 = 2.5 / 8 = 0.3125
+    assert score_mse(LOGITS, LABELS, MASK, WEIGHTS).item() == pytest.approx(0.3125, abs=1e-6)
+    # Cross-entropy: (3 * 0.287682 + 1 * 0.693147 + 4 * 1.386294) / 8 = 7.101370 / 8 = 0.887671
+    assert score_cross_entropy(LOGITS, LABELS, MASK, WEIGHTS).item() == pytest.approx(0.887671, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [score_mse, score_cross_entropy])
+def test_only_the_weights_proportions_matter(loss: Callable[..., torch.Tensor]) -> None:
+    once, tenfold = loss(LOGITS, LABELS, MASK, WEIGHTS), loss(LOGITS, LABELS, MASK, 10 * WEIGHTS)
+    assert tenfold.item() == pytest.approx(once.item(), rel=1e-6)
+    alike = loss(LOGITS, LABELS, MASK, torch.full_like(WEIGHTS, 7.0))
+    assert alike.item() == pytest.approx(loss(LOGITS, LABELS, MASK).item(), rel=1e-6)
+
+
+# Two pairs. Pair 0: r+ = ln 3 at place 1, r- = 0 at place 0. Pair 1: r+ = -1 at place 2, r- = -1 + ln 3 at place 1.
+PAIR_LOGITS = torch.tensor([[9.0, LN3, 9.0], [0.0, 9.0, 9.0], [9.0, 9.0, -1.0], [9.0, LN3 - 1, 9.0]])
+PAIR_MASK = torch.tensor([[False, True, False], [True, False, False], [False, False, True], [False, True, False]])
+
+
+def test_pairwise_loss_by_hand() -> None:
+    # -ln sigmoid(ln 3) = -ln 3/4 = 0.287682; -ln sigmoid(-ln 3) = -ln 1/4 = 1.386294; mean 0.836988
+    assert pairwise_loss(PAIR_LOGITS, PAIR_MASK).item() == pytest.approx(0.836988, abs=1e-6)
+    # Better and worse exchanged: the same two numbers for this batch; pair 0 alone tells the sides apart.
+    assert pairwise_loss(PAIR_LOGITS[:2], PAIR_MASK[:2]).item() == pytest.approx(0.287682, abs=1e-6)
+    assert pairwise_loss(PAIR_LOGITS[[1, 0]], PAIR_MASK[[1, 0]]).item() == pytest.approx(1.386294, abs=1e-6)
+
+
+def test_the_pairwise_loss_knows_differences_alone() -> None:
+    assert pairwise_loss(PAIR_LOGITS + 5, PAIR_MASK).item() == pytest.approx(0.836988, abs=1e-5)  # float32 at 6
+    logits = PAIR_LOGITS.clone().requires_grad_()
+    pairwise_loss(logits, PAIR_MASK).backward()
+    assert logits.grad is not None
+    # d/dr+ = -(1 - sigmoid(r+ - r-)) / 2 pairs: -1/8 and -3/8; d/dr- the opposite; 0 elsewhere
+    expected = torch.zeros(4, 3)
+    expected[0, 1], expected[1, 0], expected[2, 2], expected[3, 1] = -0.125, 0.125, -0.375, 0.375
+    assert torch.allclose(logits.grad, expected, atol=1e-6)
+
+
+def test_far_apart_pairs_stay_finite() -> None:
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    assert pairwise_loss(torch.tensor([[-500.0], [500.0]]), mask).item() == pytest.approx(1000.0)
+
+
+@given(st.lists(st.tuples(st.floats(-20, 20), st.floats(-20, 20)), min_size=1, max_size=6))
+def test_a_pairs_two_orders_add_up(pairs: list[tuple[float, float]]) -> None:
+    """-log sigmoid(d) - (-log sigmoid(-d)) = -d: exchanging all sides changes the loss by the mean difference."""
+    logits = torch.tensor([[r] for pair in pairs for r in pair])
+    swapped = torch.tensor([[r] for a, b in pairs for r in (b, a)])
+    mask = torch.ones_like(logits, dtype=torch.bool)
+    mean = sum(a - b for a, b in pairs) / len(pairs)
+    found = pairwise_loss(swapped, mask).item() - pairwise_loss(logits, mask).item()
+    assert found == pytest.approx(mean, abs=1e-4)  # float32 sums of numbers up to 40

@@ -1,6 +1,8 @@
 """The gate and the report of the loop, on made-up evaluations."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from llm_mcts.progress import Reporter
 from llm_mcts.runner import Record
 from llm_mcts.solver import CriticsConfig, SolverConfig
 from llm_mcts.store import RunDirectory
-from trainers.self_improve import SelfImproveConfig, _Loop
+from trainers.self_improve import SelfImproveConfig, _Loop, self_improve
 
 
 def loop(tmp_path: Path, before: dict[str, str], after: dict[str, str], tolerance: float = 0.1) -> _Loop:
@@ -75,3 +77,69 @@ def test_settings_that_new_critics_would_contradict_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"critics\.rollouts is 4"):
         SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)))
     SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)), critics=("orm",))
+
+
+# Objectives of the critics
+
+SMALL = {
+    "task": {"name": "arith", "level": "easy"},
+    "num_rounds": 1,
+    "train_questions": 12,
+    "eval_questions": 2,
+    "concurrency": 4,
+    "solver": {
+        "policy": {"temperature": 1.0, "max_step_tokens": 48, "max_solution_tokens": 120},
+        "search": {"name": "mcts", "num_simulations": 8, "expansion_width": 3},
+    },
+    "methods": {"greedy": "greedy"},
+    "gate": {"tolerance": 1.0},
+}
+# name -> (settings, the key that tells each critic's rows)
+OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "tree and pairs": (
+        {
+            "critic_loss": {
+                "value": {"target": "tree_q", "lm_weight": 0.01},
+                "prm": {"target": "pairwise"},
+                "orm": {"target": "pairwise"},
+            },
+            "rows": {"negatives": "twins"},
+            "head": {"kind": "ovm", "dropout": 0.2},
+        },
+        {"value": "q_values", "prm": "chosen", "orm": "chosen"},
+    ),
+    "returns and hard labels": (
+        {
+            "critic_loss": {
+                "value": {"target": "td_lambda", "loss": "cross_entropy"},
+                "prm": {"target": "hard"},
+                "orm": {"loss": "mse"},
+            }
+        },
+        {"value": "q_values", "prm": "labels", "orm": "label"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_round_with_other_objectives(name: str, tmp_path: Path) -> None:
+    settings, keys = OBJECTIVES[name]
+    self_improve(load_config(SelfImproveConfig, {**SMALL, **settings}), tmp_path / "run")
+    here = RunDirectory(tmp_path / "run").round(1)
+    for kind, key in keys.items():
+        rows = here.rows(kind).read()
+        assert rows
+        assert all(key in row for row in rows)
+        trained = here.metric(kind)
+        assert trained is not None
+        assert (trained["rows"], trained["left_out"]) == (len(rows), 0)
+    head = json.loads((here.checkpoint("value") / "critic.json").read_text())["head"]
+    assert head["kind"] == settings.get("head", {}).get("kind", "mlp")
+
+
+def test_a_run_that_needs_a_value_model_says_so_before_it_searches() -> None:
+    settings = {"critic_loss": {"value": {"target": "td_lambda", "estimate": "model"}}}
+    with pytest.raises(ConfigError, match=r"starts without a value model; name one in solver\.critics\.value"):
+        load_config(SelfImproveConfig, settings)
+    load_config(SelfImproveConfig, {**settings, "critics": ["orm"]})
+    load_config(SelfImproveConfig, {**settings, "solver": {"critics": {"value": "models/value"}}})

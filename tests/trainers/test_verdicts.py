@@ -18,10 +18,10 @@ from llm_mcts.errors import DataError, ModelError
 from llm_mcts.prompts import RATIONALE, Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step
 from trainers.base import TrainConfig
-from trainers.datasets import SolutionRow, StepRow
-from trainers.genrm import GenRMConfig, VerdictRow, balanced, encode_verdict, train_genrm, verdict_rows
+from trainers.genrm import GenRMConfig, balanced, encode_verdict, train_genrm, verdict_rows
 from trainers.losses import mixed_next_token_loss
 from trainers.rationales import arithmetic_rationale, evaluate, model_rationales
+from trainers.rows import SolutionRow, StepRow, VerdictRow
 
 QUESTION = "Ann has 5 apples and buys 3 more. How many?"
 RIGHT = VerdictRow("p", QUESTION, ("Ann has 5 + 3 = 8 apples.", "#### 8"), True)
