@@ -3,8 +3,9 @@
     llm-mcts solve "QUESTION"             answer one question
     llm-mcts evaluate                     accuracy of several searches side by side
     llm-mcts self-improve --out RUN       search, train, gate, round after round
-    llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm) on rows from a file
-    llm-mcts label --out DIR              step labels for a PRM, without people: rows for train prm
+    llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm, genrm) on rows from a file
+    llm-mcts label --out DIR              labels of solutions or steps, without people: rows for the critics
+    llm-mcts rationales ROWS --out FILE   why solutions are right or wrong: rows for a verifier in words
     llm-mcts diagnose CRITIC [CRITIC …]   whether critics rank solutions, are calibrated and choose well
     llm-mcts serve                        answer over HTTP, in OpenAI's form
 
@@ -127,17 +128,31 @@ def train(argv: list[str]) -> None:
 
 
 def label(argv: list[str]) -> None:
-    """Step labels for a task's training questions, without people: by completions of prefixes, or from saved trees."""
+    """Labels for a task's training questions, without people: outcomes, or steps by completions or from saved trees."""
     from llm_mcts.progress import Reporter
     from trainers.label import LabelConfig, told
     from trainers.label import label as run
 
     parser = _parser("label", "llm-mcts label --method omega_prm --num_questions 100 --out labels")
-    parser.add_argument("--out", type=Path, required=True, help="folder for prm.jsonl, the records and report.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the rows, the records and report.json")
     parser.add_argument("--resume", action="store_true", help="go on with the labels in --out")
     args, config = _parse(parser, LabelConfig, argv)
     report = run(config, args.out, args.resume, Reporter(quiet=args.json))
     print(json.dumps(report) if args.json else told(report, args.out))
+
+
+def rationales(argv: list[str]) -> None:
+    """Rationales for a verifier to learn from, on rows from a file."""
+    from trainers.rationales import RationalesConfig, write_rationales
+    from trainers.train import read_verdicts
+
+    parser = _parser("rationales", "llm-mcts rationales runs/first/round_001/rows/orm.jsonl --out rationales.jsonl")
+    parser.add_argument("rows", type=Path, help="JSON lines with outcomes or verdicts")
+    parser.add_argument("--out", type=Path, required=True, help="file for the rows with rationales")
+    args, config = _parse(parser, RationalesConfig, argv)
+    report = write_rationales(read_verdicts(args.rows), args.out, config)
+    refused = ", ".join(f"{n} {reason}" for reason, n in report["refused"].items()) or "none"
+    print(json.dumps(report) if args.json else f"{args.out}: {report['rows']} rows; refused: {refused}")
 
 
 def diagnose(argv: list[str]) -> None:
@@ -192,6 +207,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "self-improve": improve,
     "train": train,
     "label": label,
+    "rationales": rationales,
     "diagnose": diagnose,
     "serve": serve,
 }

@@ -1,10 +1,12 @@
-"""`llm-mcts label`: step labels for a task's training questions, without people; `llm-mcts train prm` takes them.
+"""`llm-mcts label`: labels for a task's training questions, without people; `llm-mcts train` takes them.
 
+    outcome        sample solutions and check their answers: rows for value, orm and genrm
     math_shepherd  sample solutions, complete every prefix of each (arXiv 2312.08935)
     omega_prm      binary search for the first wrong steps of a pool of wrong completions (arXiv 2406.06592)
     tree           the share of right solutions below each step of trees that a search left behind: nothing is sampled anew
 
-    OUT/config.yaml  questions.jsonl (a record a question)  prm.jsonl (the rows)  report.json
+    OUT/config.yaml  questions.jsonl (a record a question)  report.json
+    OUT/prm.jsonl (labels of steps) or solutions.jsonl (labels of solutions)
 
 Gold answers decide which completions are right, so questions of the test split are refused.
 """
@@ -30,13 +32,13 @@ from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.base import StepTask, Task
 from llm_mcts.tree import Tree
 from llm_mcts.types import Policy, Problem, State, Usage, meter, metered
-from trainers.datasets import RowsConfig, StepRow, row_to_dict, rows_from_tree
+from trainers.datasets import RowsConfig, SolutionRow, StepRow, row_to_dict, rows_from_tree
 from trainers.step_labels import Labeller, OmegaConfig, math_shepherd, omega_prm
 
 log = logging.getLogger(__name__)
 
-Method = Literal["math_shepherd", "omega_prm", "tree"]
-METHODS: tuple[Method, ...] = ("math_shepherd", "omega_prm", "tree")
+Method = Literal["outcome", "math_shepherd", "omega_prm", "tree"]
+METHODS: tuple[Method, ...] = ("outcome", "math_shepherd", "omega_prm", "tree")
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class LabelConfig:
     solver: SolverConfig = field(default_factory=SolverConfig)
     """The policy that writes solutions and completions; its search and critics are not used."""
     method: Method = "math_shepherd"
-    """math_shepherd, omega_prm or tree."""
+    """outcome, math_shepherd, omega_prm or tree."""
     split: str = "train"
     """Split of the task; never test."""
     num_questions: int = 200
     """How many questions, at least 1."""
     num_solutions: int = 4
-    """math_shepherd: solutions sampled a question, at least 1; equal ones are labelled once."""
+    """outcome, math_shepherd: solutions sampled a question, at least 1; equal ones are labelled once. OVM: 100."""
     num_completions: int = 8
     """Completions of a prefix, at least 1. Math-Shepherd and OmegaPRM: 8."""
     hard: bool = False
@@ -82,8 +84,18 @@ class LabelConfig:
             )
 
 
-Found = tuple[Sequence[StepRow], int]
+Found = tuple[Sequence[StepRow | SolutionRow], int]
 """A question's rows, and how many completions they took."""
+
+
+def rows_file(method: Method) -> str:
+    """The name of the file that holds the rows."""
+    return "solutions.jsonl" if method == "outcome" else "prm.jsonl"
+
+
+def _labels(row: Mapping[str, Any]) -> list[float]:
+    """The labels that a row of either type holds."""
+    return [x for x in row["labels"] if x is not None] if "labels" in row else [row["label"]]
 
 
 def label(config: LabelConfig, out: Path, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -115,7 +127,7 @@ def label(config: LabelConfig, out: Path, resume: bool = False, reporter: Report
     if not rows:
         why = next((f"; question {r['id']}: {r['error']}" for r in records if r["error"]), "")
         raise DataError(f"none of {len(records)} questions gave a label{why}; try more questions, or easier ones")
-    Journal(out / "prm.jsonl").write(rows)
+    Journal(out / rows_file(config.method)).write(rows)
     report = summary(config.method, records) | {"agreement_with_truth": _agreement(records, problems, task)}
     write_atomically(out / "report.json", json.dumps(report, indent=2).encode() + b"\n")
     return report
@@ -123,7 +135,7 @@ def label(config: LabelConfig, out: Path, resume: bool = False, reporter: Report
 
 def summary(method: Method, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts and costs. Of trees, the cost is what their search had cost: labels from them add nothing."""
-    labels = [x for r in records for row in r["rows"] for x in row["labels"] if x is not None]
+    labels = [x for r in records for row in r["rows"] for x in _labels(row)]
     usage = Usage()
     for record in records:
         usage += Usage(**record["usage"])
@@ -153,6 +165,7 @@ def _agreement(records: Sequence[Mapping[str, Any]], problems: Sequence[Problem]
         (label >= 0.5) == right
         for record in records
         for row in record["rows"]
+        if "labels" in row
         for label, right in zip(row["labels"], task.step_truth(by_id[record["id"]], row["steps"]), strict=True)
         if label is not None and right is not None
     ]
@@ -166,8 +179,8 @@ def told(report: Mapping[str, Any], out: Path) -> str:
     truth = r["agreement_with_truth"]
     agree = "" if truth is None else f"\n{100 * truth:.1f} % of them agree with the task's own truth about steps"
     return (
-        f"{out}/prm.jsonl: {r['labels']} labels (mean {r['mean_label']:.3f}) on {r['rows']} solutions of {r['questions']} "
-        f"questions, {r['failed']} failed, {r['without_rows']} without labels\n"
+        f"{out}/{rows_file(r['method'])}: {r['labels']} labels (mean {r['mean_label']:.3f}) on {r['rows']} solutions of "
+        f"{r['questions']} questions, {r['failed']} failed, {r['without_rows']} without labels\n"
         f"cost: {r['tokens_per_label']:.1f} tokens sampled and {r['computed_tokens_per_label']:.1f} computed a label; "
         f"{r['generated_tokens']} sampled{paid}, {r['completions']} completions{agree}"
     )
@@ -205,7 +218,7 @@ def _label_all(
 
 async def _label_one(problem: Problem, work: Callable[[Problem], Awaitable[Found]]) -> tuple[dict[str, Any], Record]:
     """One question's record; an error in the configuration or a model would hit every question and is raised."""
-    rows: Sequence[StepRow] = ()
+    rows: Sequence[StepRow | SolutionRow] = ()
     count, error = 0, None
     with metered() as usage:
         try:
@@ -230,9 +243,12 @@ def _by_completions(policy: Policy, task: Task, config: LabelConfig) -> Callable
         seed = derive_seed(config.seed, problem.question, "solutions")
         solutions = await completions(policy, State(problem.question), config.num_solutions, seed)
         distinct = {end.text: end for end in solutions if end.answer is not None}
-        rows = []
+        rows: list[StepRow | SolutionRow] = []
         for end in distinct.values():  # one after the other: a prefix that two share is completed once
             steps = tuple(step.text for step in end.steps)
+            if config.method == "outcome":
+                rows.append(SolutionRow(problem.id, problem.question, steps, float(labeller.is_right(end))))
+                continue
             labels = await math_shepherd(labeller, steps, labeller.is_right(end), config.hard)
             rows.append(StepRow(problem.id, problem.question, steps, tuple(labels)))
         return rows, labeller.completions + len(solutions)

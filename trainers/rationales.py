@@ -5,7 +5,7 @@ model        a language model criticises the solution with a reference solution 
 arithmetic   the written equations are worked out again, without a model: for tasks whose steps are equations (the paper,
              too, writes rationales by program where a task allows it)
 
-Every refusal has a reason, and reasons are counted.
+Every refusal has a reason, and reasons are counted. `llm-mcts rationales ROWS --out FILE` runs either.
 """
 
 import ast
@@ -13,15 +13,88 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
 
 from critics.genrm import VERDICTS
 from llm_mcts.engines.base import Engine, Request
+from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.seeding import derive_seed
-from llm_mcts.types import State, Step
-from trainers.rows import VerdictRow
+from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
+from llm_mcts.store import Journal, make_folder
+from llm_mcts.tasks import TaskConfig
+from llm_mcts.types import State, Step, metered
+from trainers.rows import VerdictRow, row_to_dict
+
+
+@dataclass(frozen=True)
+class RationalesConfig:
+    """Who writes the rationales."""
+
+    source: Literal["arithmetic", "model"] = "arithmetic"
+    """arithmetic: equations are worked out again; model: `solver`'s model criticises with a reference solution in view."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """model: where the reference solutions are; they are found by the rows' questions."""
+    split: str = "train"
+    """model: split of the task; never test."""
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    """model: its engine and prompt."""
+    per_row: int = 1
+    """model: critiques sampled a row, at least 1; those with a wrong verdict are refused."""
+    max_tokens: int = 256
+    """model: longest critique, at least 1."""
+    temperature: float = 0.7
+    """model: of sampling, at least 0."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split == "test":
+            raise ConfigError("split is 'test'; expected train: what is trained on test questions cannot be tested on them")
+        if self.per_row < 1 or self.max_tokens < 1 or self.temperature < 0:
+            raise ConfigError(
+                f"rationales with per_row={self.per_row}, max_tokens={self.max_tokens}, temperature={self.temperature}; "
+                "expected at least 1, at least 1, at least 0"
+            )
+
+
+def write_rationales(rows: Sequence[VerdictRow], out: Path, config: RationalesConfig) -> dict[str, Any]:
+    """Write the rows that got a rationale to the file `out`; return how many, the refused by reason, and the tokens sampled.
+
+    Raises:
+        ConfigError: `out` exists.
+        DataError: no row got one.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose another --out")
+    refused: Counter[str] = Counter()
+    with metered() as usage:
+        if config.source == "arithmetic":
+            kept = [replace(row, rationale=arithmetic_rationale(row)) for row in rows]
+        else:
+            policy = Solver(replace(config.solver, critics=CriticsConfig())).policy
+            solved = config.task.build().load(config.split)
+            references = {problem.question: problem.solution for problem in solved if problem.solution}
+            kept, refused = asyncio.run(
+                model_rationales(
+                    rows,
+                    references,
+                    policy.engine,
+                    policy.prompt,
+                    config.per_row,
+                    config.max_tokens,
+                    config.temperature,
+                    config.seed,
+                )
+            )
+    if not kept:
+        raise DataError(f"none of {len(rows)} rows got a rationale ({dict(refused)}); try a larger model or more per_row")
+    make_folder(out.parent)
+    Journal(out).write([row_to_dict(row) for row in kept])
+    return {"rows": len(kept), "refused": dict(refused), "generated_tokens": usage.generated_tokens}
+
 
 EQUATION = re.compile(r"([\d(][\d\s.+\-*/()]*?)\s*=\s*(-?\d+(?:\.\d+)?)")
 """An expression in figures and what it is said to be."""
@@ -82,7 +155,7 @@ async def model_rationales(
 
     Args:
         rows: verdicts without rationale.
-        references: problem id -> a right solution.
+        references: question -> a right solution.
         engine: runs the model that writes them.
         prompt: its format.
         per_row: critiques sampled a row.
@@ -91,7 +164,7 @@ async def model_rationales(
         seed: same seed, same critiques.
     """
     found = await asyncio.gather(
-        *(_criticise(row, references.get(row.problem), engine, prompt, per_row, max_tokens, temperature, seed) for row in rows)
+        *(_criticise(row, references.get(row.question), engine, prompt, per_row, max_tokens, temperature, seed) for row in rows)
     )
     reasons: Counter[str] = Counter()
     kept = []

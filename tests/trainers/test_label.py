@@ -18,8 +18,9 @@ from llm_mcts.tasks.arith import ArithTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import State, Step, meter
 from trainers.label import LabelConfig, label, summary
+from trainers.rows import SolutionRow
 from trainers.step_labels import OmegaConfig
-from trainers.train import read_step_rows
+from trainers.train import read_rows, read_step_rows
 
 PROBLEMS = ArithTask("easy").load("train", 3)
 GOLD = {p.question: p.gold for p in PROBLEMS}
@@ -81,6 +82,18 @@ def test_math_shepherd_rows_and_costs_by_hand(monkeypatch: pytest.MonkeyPatch, t
     # "a" is no arithmetic: the task judges the answers alone, whose labels are the outcome.
     assert report["agreement_with_truth"] == 1.0
     assert report == json.loads((tmp_path / "out" / "report.json").read_text())
+
+
+def test_outcomes_are_rows_for_whole_solutions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Three solutions a question: right, wrong, wrong; the wrong ones are equal. Nothing is completed.
+    policy = known(monkeypatch, KnownPolicy({0: (0,)}))
+    report = label(config(method="outcome"), tmp_path / "out")
+    rows = read_rows("orm", tmp_path / "out" / "solutions.jsonl", SolutionRow)
+    assert [(r.problem, r.label) for r in rows] == [(p.id, label) for p in PROBLEMS for label in (1.0, 0.0)]
+    assert len(policy.asked) == 3
+    # 3 questions x 3 solutions of 10 tokens; 6 labels; 90 / 6 = 15.
+    assert (report["completions"], report["generated_tokens"], report["tokens_per_label"]) == (9, 90, 15.0)
+    assert (report["labels"], report["mean_label"], report["agreement_with_truth"]) == (6, 0.5, None)
 
 
 def test_agreement_with_the_tasks_truth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

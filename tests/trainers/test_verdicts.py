@@ -1,6 +1,7 @@
 """Training verifiers: the mixed loss by hand, what counts in a row, rationales, and that it learns."""
 
 import asyncio
+import json
 from math import log
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from critics import VerifierConfig, load_critic
 from critics.genrm import VERDICTS, GenerativeVerifier
 from critics.modeling import LoraSpec
+from llm_mcts.cli import main
 from llm_mcts.engines.adapters import SharedBackbone
 from llm_mcts.engines.base import Completion, Request
 from llm_mcts.engines.transformers import TransformersEngine, load_causal_lm, load_tokenizer
@@ -133,8 +135,8 @@ def test_critiques_by_a_model_are_kept_when_their_verdict_is_the_label() -> None
     engine = Critic(
         [("fine.", "stop"), ("bad.", "stop"), ("fine", "length")], [("fine.", "stop"), ("bad.", "stop"), ("", "stop")]
     )
-    rows = [RIGHT, WRONG, VerdictRow("q", QUESTION, ("1",), True)]
-    kept, refused = asyncio.run(model_rationales(rows, {"p": "5 + 3 = 8\n#### 8"}, engine, PLAIN, per_row=3))  # type: ignore[arg-type]
+    rows = [RIGHT, WRONG, VerdictRow("q", "Another?", ("1",), True)]
+    kept, refused = asyncio.run(model_rationales(rows, {QUESTION: "5 + 3 = 8\n#### 8"}, engine, PLAIN, per_row=3))  # type: ignore[arg-type]
     assert [(row.steps, row.right, row.rationale) for row in kept] == [
         (RIGHT.steps, True, "fine."),
         (WRONG.steps, False, "bad."),
@@ -177,3 +179,21 @@ def test_an_adapter_on_a_shared_backbone_judges_as_it_does_alone(tiny_model: Pat
 def test_rows_that_do_not_fit_the_verifier_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no rationale and verifier\.rationales is 4"):
         train_genrm([RIGHT], str(tiny_model), tmp_path / "v", TrainConfig(), GenRMConfig(verifier=VerifierConfig(4)))
+
+
+def test_from_rows_to_a_verifier_by_the_command_line(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"question": QUESTION, "steps": list(r.steps), "label": float(r.right)} for r in (RIGHT, WRONG)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["rationales", str(rows), "--out", str(tmp_path / "why.jsonl"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": 2, "refused": {}, "generated_tokens": 0}
+    job = ["--start", str(tiny_model), "--genrm.verifier.rationales", "1", "--genrm.verifier.temperature", "0"]
+    out = str(tmp_path / "verifier")
+    assert main(["train", "genrm", str(rows), "--out", out, *job]) == 2
+    assert "llm-mcts rationales writes them" in capsys.readouterr().err
+    assert main(["train", "genrm", str(tmp_path / "why.jsonl"), "--out", out, *job, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 3
+    assert main(["rationales", str(rows), "--out", str(tmp_path / "why.jsonl")]) == 2
+    assert "exists already" in capsys.readouterr().err
