@@ -8,6 +8,7 @@ from critics.likelihood import LikelihoodCritic
 from critics.loading import load_critic
 from critics.public import PublicPRM, load_public
 from critics.rollout import RolloutCritic
+from llm_mcts.engines.base import Engine
 from llm_mcts.policy import LMPolicy
 from llm_mcts.solver import RANK_AVERAGE, CriticsConfig
 from llm_mcts.types import Critic
@@ -28,7 +29,9 @@ def configured_critic(
         seed: of the roll-out critic.
     """
     places = {"value": config.value, "prm": config.prm, "orm": config.orm}
-    plain = {kind: _load(config, kind, place, config.prm_aggregate, shared) for kind, place in places.items() if place}
+    plain = {
+        kind: _load(config, kind, place, config.prm_aggregate, shared, policy.engine) for kind, place in places.items() if place
+    }
     if not (plain or config.finished or config.rollouts):
         return None
     critics = dict(plain)
@@ -44,11 +47,13 @@ def configured_critic(
     return WeightedCritic(critics.get("value"), critics.get("prm"), judge, weights)
 
 
-def _load(config: CriticsConfig, kind: str, place: str, aggregate: str, shared: "SharedBackbone | None") -> Critic:
+def _load(
+    config: CriticsConfig, kind: str, place: str, aggregate: str, shared: "SharedBackbone | None", policy: Engine
+) -> Critic:
     format = {"prm": config.prm_format, "orm": config.orm_format}.get(kind, "own")
     if format != "own":
         return load_public(place, format, aggregate, config.orm_scale, config.orm_bias)
-    return load_critic(place, ("orm", "genrm") if kind == "orm" else (kind,), aggregate, shared)
+    return load_critic(place, ("orm", "genrm") if kind == "orm" else (kind,), aggregate, shared, policy)
 
 
 def _finished(config: CriticsConfig, plain: dict[str, Critic], policy: LMPolicy, shared: "SharedBackbone | None") -> Critic:
@@ -63,6 +68,6 @@ def _finished(config: CriticsConfig, plain: dict[str, Critic], policy: LMPolicy,
         parts["prm"] = (
             prm.aggregated(learned.prm_aggregate)
             if isinstance(prm, PublicPRM)
-            else _load(config, "prm", config.prm, learned.prm_aggregate, shared)
+            else _load(config, "prm", config.prm, learned.prm_aggregate, shared, policy.engine)
         )
     return LogisticCritic(parts, learned)

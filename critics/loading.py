@@ -12,9 +12,10 @@ from critics.base import ModelCritic
 from critics.genrm import VERDICTS, GenerativeVerifier, VerdictKind, VerifierConfig
 from critics.modeling import CriticModel, Kind
 from critics.public import PUBLIC_FORMATS, load_public
-from llm_mcts.engines.base import EngineConfig
+from llm_mcts.engines.base import Engine, EngineConfig
+from llm_mcts.engines.batching import BatchedModel
 from llm_mcts.engines.packing import pack_linears
-from llm_mcts.engines.transformers import TransformersEngine, first_line, load_tokenizer, resolve_device
+from llm_mcts.engines.transformers import TransformersEngine, first_line, load_tokenizer, model_folder, resolve_device
 from llm_mcts.errors import ModelError
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.types import State
@@ -63,7 +64,11 @@ class StepCritic(Protocol):
 
 
 def load_critic(
-    place: str | Path, kinds: Sequence[str] = (), aggregate: str = "last", shared: "SharedBackbone | None" = None
+    place: str | Path,
+    kinds: Sequence[str] = (),
+    aggregate: str = "last",
+    shared: "SharedBackbone | None" = None,
+    policy: Engine | None = None,
 ) -> StepCritic:
     """Load a critic for scoring.
 
@@ -72,6 +77,7 @@ def load_critic(
         kinds: what it may be; empty: anything.
         aggregate: how a PRM's steps become one score.
         shared: the base model to load its adapter onto.
+        policy: the policy's engine, whose hidden states a head trained on that model reads.
 
     Raises:
         ModelError: the folder holds no critic, or one of another kind.
@@ -82,11 +88,27 @@ def load_critic(
     folder = Path(place)
     if (folder / VERIFIER_FILE).exists():
         return _load_verifier(folder, kinds, aggregate, shared)
+    if (trunk := _trunk(folder, policy)) is not None:
+        model = CriticModel.from_pretrained(folder, trunk=trunk.backbone)
+        model.head.to(trunk.device)
+        _check_kind(folder, model.kind, kinds)
+        return ModelCritic(model, aggregate, batch=trunk)
     model = CriticModel.from_pretrained(folder, shared=shared).to(resolve_device("auto"))
     _check_kind(folder, model.kind, kinds)
     if shared is None:
         pack_linears(model.backbone)
     return ModelCritic(model, aggregate)
+
+
+def _trunk(folder: Path, policy: Engine | None) -> BatchedModel | None:
+    """The policy's batch, where the checkpoint is a head trained on that very model."""
+    try:
+        about = json.loads((folder / "critic.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # CriticModel says what is wrong
+    if not (isinstance(about, dict) and about.get("trunk")) or not isinstance(policy, TransformersEngine):
+        return None
+    return policy.batch if model_folder(policy.config.model) == model_folder(str(about.get("base"))) else None
 
 
 def _load_verifier(folder: Path, kinds: Sequence[str], aggregate: str, shared: "SharedBackbone | None") -> GenerativeVerifier:

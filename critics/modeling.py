@@ -99,6 +99,8 @@ class CriticModel(nn.Module):
         self.base, self.backbone, self.tokenizer = base, backbone, tokenizer
         self.head_config, self.prompt_config = head, prompt
         self.head = head.build(backbone.config.get_text_config().hidden_size)
+        self.trunk = False
+        """Whether the backbone is the policy's, as it is, and the head alone the critic's."""
         self.lm_head: nn.Module | None = None
         """The language model's head, only while it is trained along."""
 
@@ -144,22 +146,37 @@ class CriticModel(nn.Module):
         prompt: PromptConfig | None = None,
         lora: LoraSpec | None = None,
         seed: int = 0,
+        trunk: bool = False,
     ) -> "CriticModel":
-        """A new critic on the backbone of model `base`, its head random by `seed`; with `lora` the backbone is adapted."""
+        """A new critic on the backbone of model `base`, its head random by `seed`; with `lora` the backbone is adapted.
+
+        With `trunk` the backbone stays as it is: the head alone is trained and saved, and a policy with the same weights
+        lends it its hidden states (AlphaZero's shared trunk).
+
+        Raises:
+            ConfigError: both `lora` and `trunk`.
+        """
+        if trunk and lora and lora.rank > 0:
+            raise ConfigError(f"a critic on the policy's trunk with lora.rank {lora.rank}; expected rank 0, or trunk off")
         tokenizer, backbone = load_tokenizer(base), _load_backbone(base)
+        backbone.requires_grad_(not trunk)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if lora and lora.rank > 0:
                 from peft import get_peft_model
 
                 backbone = get_peft_model(backbone, lora.peft_config("FEATURE_EXTRACTION"))
-            return cls(kind, base, backbone, tokenizer, head or HeadConfig(), prompt or PromptConfig())
+            model = cls(kind, base, backbone, tokenizer, head or HeadConfig(), prompt or PromptConfig())
+            model.trunk = trunk
+            return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the checkpoint folder."""
         folder = Path(folder)
-        self.backbone.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.trunk:
+            self.backbone.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
         save_file({name: p.contiguous() for name, p in self.head.state_dict().items()}, folder / "head.safetensors")
         if self.lm_head is not None:
             save_language_head(self, folder)
@@ -168,6 +185,7 @@ class CriticModel(nn.Module):
             "base": self.base,
             "head": asdict(self.head_config),
             "prompt": asdict(self.prompt_config),
+            "trunk": self.trunk,
         }
         (folder / "critic.json").write_text(json.dumps(about, indent=2) + "\n")
 
@@ -178,6 +196,7 @@ class CriticModel(nn.Module):
         kind: Kind | None = None,
         trainable: bool = False,
         shared: "SharedBackbone | None" = None,
+        trunk: Any = None,
     ) -> "CriticModel":
         """Load a checkpoint folder in evaluation mode.
 
@@ -186,6 +205,7 @@ class CriticModel(nn.Module):
             kind: refuse a critic of another kind.
             trainable: leave a LoRA adapter trainable.
             shared: load the adapter onto this backbone, which others use as well; for scoring only.
+            trunk: the policy's backbone, for a head that was trained on it; None: its base is loaded.
 
         Raises:
             ModelError: a file is missing, the kind is another, or head and backbone do not fit.
@@ -194,6 +214,7 @@ class CriticModel(nn.Module):
         try:
             about = json.loads((folder / "critic.json").read_text())
             found, base, head = about["kind"], about["base"], HeadConfig(**about["head"])
+            on_trunk = bool(about.get("trunk", False))
             prompt = PromptConfig(**{**about["prompt"], "answer_markers": tuple(about["prompt"]["answer_markers"])})
             weights = load_file(folder / "head.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -202,8 +223,12 @@ class CriticModel(nn.Module):
             ) from error
         if kind is not None and found != kind:
             raise ModelError(f"{folder} holds a critic of kind '{found}'; expected '{kind}'")
-        backbone = shared.as_backbone(shared.add(folder)) if shared else _load_backbone(str(folder), trainable)
-        model = cls(found, base, backbone, load_tokenizer(str(folder)), head, prompt)
+        if on_trunk:
+            backbone = trunk if trunk is not None else _load_backbone(base).requires_grad_(False)
+        else:
+            backbone = shared.as_backbone(shared.add(folder)) if shared else _load_backbone(str(folder), trainable)
+        model = cls(found, base, backbone, load_tokenizer(base if on_trunk else str(folder)), head, prompt)
+        model.trunk = on_trunk
         try:
             model.head.load_state_dict(weights)
         except RuntimeError as error:

@@ -47,6 +47,9 @@ class TrainConfig:
     """Rows of more tokens are left out, and counted."""
     lora: LoraSpec = field(default_factory=lambda: LoraSpec(rank=0))
     """LoRA; rank 0 trains the whole model."""
+    trunk: bool = False
+    """Critics: train the head alone, on the backbone of `start` as it is. A policy with these weights then scores its own
+    steps for the price of their last tokens (AlphaZero's shared trunk)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "batch_size", "accumulation", "max_length"):

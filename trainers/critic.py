@@ -192,12 +192,19 @@ def _load(
             kind_of_weights, remedy = ("a LoRA adapter", "above 0") if adapted else ("whole weights", "to 0")
             raise ConfigError(f"critic {start} has {kind_of_weights} and lora.rank is {config.lora.rank}; set it {remedy}")
         model = CriticModel.from_pretrained(start, kind, trainable=True)
+        if model.trunk != config.trunk:
+            raise ConfigError(
+                f"critic {start} was trained {'on a trunk' if model.trunk else 'with a backbone of its own'} and trunk is "
+                f"{str(config.trunk).lower()}; make them the same"
+            )
     elif kind == "value" and losses.value.asks_the_model:
         raise ConfigError(
             f"critic_loss.value.estimate is 'model', and {start} is no value model; start from one, or use estimate: tree"
         )
     else:
-        model = CriticModel.create(kind, start, head, prompt, config.lora, seed)
+        model = CriticModel.create(kind, start, head, prompt, config.lora, seed, config.trunk)
+    if with_language and config.trunk:
+        raise ConfigError("critic_loss.value.lm_weight is above 0 with trunk; expected 0: the policy's weights do not move")
     if with_language:
         attach_language_head(model, start if (Path(start) / "critic.json").exists() else None)
     return model
