@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint check format bench-peers clean
+.PHONY: quickstart test lint check format check-openvino bench-peers clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llm-mcts self-improve --config configs/quickstart.yaml --out $(OUT) --resume
@@ -36,6 +36,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -e ".[dev]"
 	touch $@
+
+# The openvino engine's tests, which need its packages; scripts/check_vllm.sh is the same for vLLM.
+check-openvino: $(VENV)/.installed-dev
+	$(BIN)/pip install -e ".[openvino]"
+	$(BIN)/python -m pytest tests/llm_mcts/engines/test_openvino_engine.py tests/contracts/test_engines.py
 
 # Other libraries that bench_tree.py can run beside this one, in an environment of their own.
 bench-peers:

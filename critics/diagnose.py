@@ -111,11 +111,12 @@ def diagnose(
     requests = requests or Requests()
     critics = _load(folders, config, requests)
     kinds = {label: ROLES[critic.kind] for label, critic in critics.items()}
-    solver = Solver(replace(config.solver, critics=CriticsConfig()))
-    if out:
-        RunDirectory.open(out, {**asdict(config), "critics": {k: str(v) for k, v in folders.items()}}, resume)
-    rows = _sample(config, solver, reporter, Journal(out / "samples.jsonl") if out else None)
-    states = [[_state(row["question"], s) for s in row["samples"]] for row in rows]
+    with Solver(replace(config.solver, critics=CriticsConfig())) as solver:
+        if out:
+            RunDirectory.open(out, {**asdict(config), "critics": {k: str(v) for k, v in folders.items()}}, resume)
+        rows = _sample(config, solver, reporter, Journal(out / "samples.jsonl") if out else None)
+        likelihoods = asyncio.run(_every(LikelihoodCritic(solver.engine, solver.policy.prompt), _states(rows)))
+    states = _states(rows)
     prefixes = {label: asyncio.run(_scores(critic, states)) for label, critic in critics.items()}
     scored = {
         label: _groups(rows, [[critic.aggregate(p[1:] or p) for p in found] for found in prefixes[label]])
@@ -125,8 +126,7 @@ def diagnose(
         label: judge(kinds[label], scored[label], found if critics[label].kind != "genrm" else ())
         for label, found in prefixes.items()
     }
-    likelihood = LikelihoodCritic(solver.engine, solver.policy.prompt)
-    scored["likelihood"] = _groups(rows, asyncio.run(_every(likelihood, states)))
+    scored["likelihood"] = _groups(rows, likelihoods)
     diagnoses["likelihood"] = judge("policy", scored["likelihood"])
     if requests.fit:
         diagnoses |= _combine(kinds, scored, rows, config, requests.fit)
@@ -275,6 +275,10 @@ def _report(
         if checks:
             plot_calibration(checks, out / "calibration.png", reporter)
     return report
+
+
+def _states(rows: Sequence[Mapping[str, Any]]) -> list[list[State]]:
+    return [[_state(row["question"], s) for s in row["samples"]] for row in rows]
 
 
 def _groups(rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) -> list[list[Sample]]:

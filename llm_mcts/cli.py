@@ -66,12 +66,12 @@ def solve(argv: list[str]) -> None:
     if args.tree:
         make_folder(args.tree.parent)
         tree = load_tree(args.tree) if args.tree.exists() else Tree(args.question)
-    solver = Solver(config)
-    try:
-        result = solver.solve(args.question, tree=tree)
-    finally:
-        if tree is not None and tree.root.visit_count:
-            save_tree(tree, args.tree)
+    with Solver(config) as solver:
+        try:
+            result = solver.solve(args.question, tree=tree)
+        finally:
+            if tree is not None and tree.root.visit_count:
+                save_tree(tree, args.tree)
     if args.json:
         print(json.dumps(result.to_dict(), ensure_ascii=False))
         return

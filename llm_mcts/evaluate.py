@@ -240,14 +240,14 @@ def evaluate_methods(
     unlabelled = [p.id for p in problems if p.gold is None]
     if unlabelled:
         raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
-    solver = Solver(config.solver)
-    if folder:
-        RunDirectory.open(folder, asdict(config), resume)
-    records = {}
-    for label, search in config.methods.items():
-        journal = Journal(folder / f"{label}.jsonl") if folder else None
-        solve = partial(solver.asolve, search=search)
-        records[label] = solve_into(journal, problems, solve, task.check, config.concurrency, reporter, label)
+    with Solver(config.solver) as solver:
+        if folder:
+            RunDirectory.open(folder, asdict(config), resume)
+        records = {}
+        for label, search in config.methods.items():
+            journal = Journal(folder / f"{label}.jsonl") if folder else None
+            solve = partial(solver.asolve, search=search)
+            records[label] = solve_into(journal, problems, solve, task.check, config.concurrency, reporter, label)
     evaluation = Evaluation(records)
     if folder:
         write_report(evaluation, folder)

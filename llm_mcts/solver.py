@@ -262,10 +262,23 @@ class Solver:
         return result
 
     async def aclose(self) -> None:
-        """Close the engines; the solver is not used after it."""
+        """Close the engines: their connections and processes. The solver is not used after it."""
         for policy in (self.policy, self.policy.fast):
             if isinstance(policy, LMPolicy):
                 await policy.engine.aclose()
+
+    def close(self) -> None:
+        """`aclose` for callers without an event loop; `with Solver(…) as solver` does it at the block's end."""
+        self._run(self.aclose())
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    def __enter__(self) -> "Solver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the solver's own event loop, so that models are always awaited on the same one."""

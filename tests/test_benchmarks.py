@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from llm_mcts.search.mcts import MCTSConfig
+from llm_mcts.tasks.arith import ArithTask
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -58,3 +61,14 @@ def test_many_searches_keep_the_batches_full() -> None:
     assert report["together"]["over_bound"] < 1.6  # a small run has a tail of half-empty batches
     assert report["one_at_a_time"]["rows_per_batch"] < 4
     assert report["speedup"]["simulations_per_second"] > 4
+
+
+def test_the_engine_computes_shared_tokens_once() -> None:
+    bench = load("bench_engine")
+    questions = [problem.question for problem in ArithTask().load("train", 12)]
+    found = bench.count_work("embedded", questions, MCTSConfig(num_simulations=4, num_parallel=2), 256)
+    assert found["search"]["questions"] == 12
+    for name in ("policy", "value", "prm", "orm"):
+        assert found[name]["prefilled_tokens"] > 0
+        assert found[name]["prefilled_per_distinct"] <= 1.02
+    assert 0 < found["policy"]["occupancy_until_last_tenth"] <= 1

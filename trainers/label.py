@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -113,16 +114,17 @@ def label(config: LabelConfig, out: Path, resume: bool = False, reporter: Report
     unlabelled = [p.id for p in problems if p.gold is None]
     if unlabelled:
         raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question that is labelled")
-    trees: dict[str, Searched] = {}
-    if config.trees is not None:
-        trees = _read_trees(Path(config.trees), problems)
-        problems = [p for p in problems if p.id in trees]
-        work = _from_trees(trees, task, config)
-    else:
-        work = _by_completions(Solver(replace(config.solver, critics=CriticsConfig())).policy, task, config)
-    run = RunDirectory.open(out, asdict(config), resume)
-    run.write_manifest({"versions": versions(), "seed": config.seed})
-    records = _label_all(problems, work, config, Journal(out / "questions.jsonl"), reporter)
+    with ExitStack() as held:
+        if config.trees is not None:
+            trees = _read_trees(Path(config.trees), problems)
+            problems = [p for p in problems if p.id in trees]
+            work = _from_trees(trees, task, config)
+        else:
+            solver = held.enter_context(Solver(replace(config.solver, critics=CriticsConfig())))
+            work = _by_completions(solver.policy, task, config)
+        run = RunDirectory.open(out, asdict(config), resume)
+        run.write_manifest({"versions": versions(), "seed": config.seed})
+        records = _label_all(problems, work, config, Journal(out / "questions.jsonl"), reporter)
     rows = [{"id": f"{r['id']}/{i}", **row} for r in records for i, row in enumerate(r["rows"])]
     if not rows:
         why = next((f"; question {r['id']}: {r['error']}" for r in records if r["error"]), "")

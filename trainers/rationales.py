@@ -21,6 +21,7 @@ from typing import Any, Literal
 from critics.genrm import VERDICTS
 from llm_mcts.engines.base import Engine, Request
 from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.seeding import derive_seed
 from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
@@ -74,26 +75,22 @@ def write_rationales(rows: Sequence[VerdictRow], out: Path, config: RationalesCo
         if config.source == "arithmetic":
             kept = [replace(row, rationale=arithmetic_rationale(row)) for row in rows]
         else:
-            policy = Solver(replace(config.solver, critics=CriticsConfig())).policy
             solved = config.task.build().load(config.split)
             references = {problem.question: problem.solution for problem in solved if problem.solution}
-            kept, refused = asyncio.run(
-                model_rationales(
-                    rows,
-                    references,
-                    policy.engine,
-                    policy.prompt,
-                    config.per_row,
-                    config.max_tokens,
-                    config.temperature,
-                    config.seed,
-                )
-            )
+            with Solver(replace(config.solver, critics=CriticsConfig())) as solver:
+                kept, refused = asyncio.run(_by_model(rows, references, solver.policy, config))
     if not kept:
         raise DataError(f"none of {len(rows)} rows got a rationale ({dict(refused)}); try a larger model or more per_row")
     make_folder(out.parent)
     Journal(out).write([row_to_dict(row) for row in kept])
     return {"rows": len(kept), "refused": dict(refused), "generated_tokens": usage.generated_tokens}
+
+
+async def _by_model(
+    rows: Sequence[VerdictRow], references: Mapping[str, str], policy: LMPolicy, config: RationalesConfig
+) -> tuple[list[VerdictRow], Counter[str]]:
+    how = config.per_row, config.max_tokens, config.temperature, config.seed
+    return await model_rationales(rows, references, policy.engine, policy.prompt, *how)
 
 
 EQUATION = re.compile(r"([\d(][\d\s.+\-*/()]*?)\s*=\s*(-?\d+(?:\.\d+)?)")

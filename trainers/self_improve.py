@@ -8,14 +8,17 @@ Each stage leaves its result in the run directory and is skipped when it is ther
 Only mechanics live here: searches, losses, rows and file names have their own modules.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from critics.modeling import KINDS, HeadConfig, Kind
+from llm_mcts.engines.base import Swaps
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.evaluate import PairedDifference, Score, check_methods, paired_difference, solve_into, to_markdown
 from llm_mcts.progress import Reporter
@@ -83,6 +86,11 @@ class SelfImproveConfig:
         if not self.methods:
             raise ConfigError("methods is empty; expected a label for each search, such as greedy: greedy")
         check_methods(self.methods)
+        if self.solver.engine.name == "openai":
+            raise ConfigError(
+                "solver.engine.name is 'openai', whose servers do not get the weights that are trained; "
+                "expected transformers, vllm or openvino"
+            )
         fixed = self.solver.critics
         if self.critics and fixed.calibration:
             raise ConfigError(
@@ -112,7 +120,8 @@ def self_improve(
     """
     run = RunDirectory.open(out, asdict(config), resume)
     run.write_manifest({"versions": versions(), "seed": config.seed})
-    return _Loop(config, run, reporter or Reporter(quiet=True)).run()
+    with closing(_Loop(config, run, reporter or Reporter(quiet=True))) as loop:
+        return loop.run()
 
 
 class _Loop:
@@ -158,11 +167,24 @@ class _Loop:
         return [pool[(start + i) % len(pool)] for i in range(min(n, len(pool)))]
 
     def _solver(self, models: SolverConfig) -> Solver:
-        """The solver of `models`, loaded once."""
-        if self._loaded is None or self._loaded[0] != models:
+        """The solver of `models`, loaded once. An engine that can take over another checkpoint does; others are closed."""
+        if self._loaded is not None and self._loaded[0] != models:
+            former, solver = self._loaded
             self._loaded = None
+            if isinstance(solver.engine, Swaps) and replace(former.engine, model=models.engine.model) == models.engine:
+                asyncio.run(solver.engine.swap(models.engine.model))
+                self._loaded = (models, Solver(models, engine=solver.engine))
+            else:
+                solver.close()
+        if self._loaded is None:
             self._loaded = (models, Solver(models))
         return self._loaded[1]
+
+    def close(self) -> None:
+        """Give back what the models hold."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+            self._loaded = None
 
     def _search(self, here: RoundDirectory, number: int, problems: list[Problem]) -> None:
         """Stage 1: a tree for every training question."""

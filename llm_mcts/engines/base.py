@@ -150,6 +150,15 @@ class Completion:
 
 
 @runtime_checkable
+class Swaps(Protocol):
+    """An engine that takes over another checkpoint of its model without a restart."""
+
+    async def swap(self, model: str) -> None:
+        """Continue with `model`: a LoRA adapter's folder, or one of whole weights of the same shape."""
+        ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """Runs a language model. Callers may await any number of requests at once; the engine batches what waits."""
 

@@ -124,3 +124,30 @@ def main(prompt: str) -> list[tuple[str, float]]:
 
 def fast(prompt: str) -> list[tuple[str, float]]:
     return []
+
+
+class Closing(ScriptedEngine):
+    """Knows whether it was closed, and which checkpoints it took over."""
+
+    closed = 0
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: [("#### 4", 1.0)])
+        self.swapped: list[str] = []
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    async def swap(self, model: str) -> None:
+        self.swapped.append(model)
+
+
+def test_a_solver_closes_its_engine() -> None:
+    engine = Closing()
+    with Solver(SolverConfig(search="greedy"), engine=engine) as solver:
+        assert solver.solve("2 + 2?").answer == "4"
+        assert engine.closed == 0
+    assert engine.closed == 1
+    unused = Closing()
+    Solver(SolverConfig(search="greedy"), engine=unused).close()
+    assert unused.closed == 1

@@ -56,6 +56,12 @@ def known(monkeypatch: pytest.MonkeyPatch, policy: KnownPolicy) -> KnownPolicy:
         def __init__(self, config: Any) -> None:
             self.policy = policy
 
+        def __enter__(self) -> "Known":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
     monkeypatch.setattr(trainers.label, "Solver", Known)
     return policy
 

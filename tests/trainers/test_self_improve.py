@@ -1,12 +1,15 @@
 """The gate and the report of the loop, on made-up evaluations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_mcts.config import load_config
+from llm_mcts.engines.base import EngineConfig
+from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.errors import ConfigError
 from llm_mcts.progress import Reporter
 from llm_mcts.runner import Record
@@ -143,3 +146,50 @@ def test_a_run_that_needs_a_value_model_says_so_before_it_searches() -> None:
         load_config(SelfImproveConfig, settings)
     load_config(SelfImproveConfig, {**settings, "critics": ["orm"]})
     load_config(SelfImproveConfig, {**settings, "solver": {"critics": {"value": "models/value"}}})
+
+
+class Engine(ScriptedEngine):
+    """Counts what became of it."""
+
+    def __init__(self, swaps: bool) -> None:
+        super().__init__(lambda _: [("#### 4", 1.0)])
+        self.swapped: list[str] = []
+        self.closed = 0
+        if swaps:
+            self.swap = self._swap
+
+    async def _swap(self, model: str) -> None:
+        self.swapped.append(model)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_the_next_rounds_policy_is_swapped_in_or_the_former_engine_closed(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Engine] = []
+
+    def build(config: object) -> Engine:
+        made.append(Engine(swaps))
+        return made[-1]
+
+    monkeypatch.setattr("llm_mcts.solver.build_engine", build)
+    one = loop(tmp_path, {}, {})
+    first, second = SolverConfig(), replace(SolverConfig(), engine=EngineConfig("folder"))
+    one._solver(first)
+    one._solver(first)
+    solver = one._solver(second)
+    assert solver.config == second
+    one.close()
+    if swaps:
+        assert len(made) == 1
+        assert (made[0].swapped, made[0].closed) == (["folder"], 1)
+    else:
+        assert [engine.closed for engine in made] == [1, 1]
+
+
+def test_servers_with_fixed_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match="do not get the weights that are trained"):
+        SelfImproveConfig(solver=SolverConfig(engine=EngineConfig("m", name="openai")))
