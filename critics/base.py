@@ -11,6 +11,7 @@ or the policy's: what waits is read together, and a new step costs only its own 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from statistics import fmean
 
@@ -92,14 +93,24 @@ class ModelCritic:
 
     def _order(self, key: Key, usage: Usage) -> None:
         """Have those prefixes of a key read that are neither known nor being read; nobody's leaving stops a reading."""
+        loop = asyncio.get_running_loop()
+        if self._coming and next(iter(self._coming.values())).get_loop() is not loop:
+            self._coming.clear()  # an event loop ended in the middle
         new = [i for i in range(len(key)) if key[: i + 1] not in self._known and key[: i + 1] not in self._coming]
         if not new:
             return
-        loop = asyncio.get_running_loop()
         self._coming.update({key[: i + 1]: loop.create_future() for i in new})
         task = loop.create_task(self._read(key, new, usage))
         self._reading.add(task)
         task.add_done_callback(self._reading.discard)
+        task.add_done_callback(partial(self._give_up, [self._coming[key[: i + 1]] for i in new], [key[: i + 1] for i in new]))
+
+    def _give_up(self, futures: list["asyncio.Future[float]"], prefixes: list[Key], _: object) -> None:
+        """Leave nothing behind of a reading that was cancelled before it began."""
+        for prefix, future in zip(prefixes, futures, strict=True):
+            if not future.done():
+                future.cancel()
+                self._coming.pop(prefix, None)
 
     async def _read(self, key: Key, new: list[int], usage: Usage) -> None:
         ends = self._encode.ends(key)

@@ -9,7 +9,6 @@ It asks through an engine, so the solution's tokens are in the cache along the t
 question in front). A rationale that never comes to its verdict is an abstention, counted, not a zero.
 """
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from statistics import fmean
 from typing import Literal
 
 from critics.base import AGGREGATES
+from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Engine, Request
-from llm_mcts.errors import ConfigError, CriticError
+from llm_mcts.errors import ConfigError, CriticError, QuestionError
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.seeding import derive_seed
 from llm_mcts.types import State, meter
@@ -113,7 +113,7 @@ class GenerativeVerifier:
         wanted = dict.fromkeys(prefix for row in prefixes for prefix in row)
         known = {prefix: self._known[prefix] for prefix in wanted if prefix in self._known}
         new = [prefix for prefix in wanted if prefix not in known]
-        known.update(zip(new, await asyncio.gather(*map(self._judge, new)), strict=True))
+        known.update(zip(new, await gather_all([self._judge(state) for state in new]), strict=True))
         return [[known[prefix] for prefix in row] for row in prefixes]
 
     def _prefixes(self, state: State) -> list[State]:
@@ -163,4 +163,18 @@ class GenerativeVerifier:
                 "train the verifier on rationales"
             )
         asked = [(*opening, f"{rationale}\n", self.verdict.question) for rationale in rationales]
-        return fmean(await asyncio.gather(*map(self._verdict, asked)))
+        verdicts = [p for p in await gather_all([self._verdict_or_none(one) for one in asked]) if p is not None]
+        self.abstentions += len(asked) - len(verdicts)
+        if not verdicts:
+            raise CriticError(
+                f"no rationale on a solution of {state.question!r} leaves room for its verdict in the model's context; "
+                "expected shorter ones: lower max_rationale_tokens"
+            )
+        return fmean(verdicts)
+
+    async def _verdict_or_none(self, asked: Sequence[str]) -> float | None:
+        """p(yes), or None where the rationale filled the model's context."""
+        try:
+            return await self._verdict(asked)
+        except QuestionError:
+            return None

@@ -6,11 +6,11 @@ their combination (`critics.combine.LogisticCritic`) ranks better than either. A
 memory of its own, and the question's tokens are in the engine's cache.
 """
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import exp
 
+from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Engine
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.types import State, meter
@@ -36,7 +36,7 @@ class LikelihoodCritic:
         keys = [self._format.segments(state) for state in states]
         known = {key: self._known[key] for key in keys if key in self._known}
         new = [key for key in dict.fromkeys(keys) if key not in known]
-        known.update(zip(new, await asyncio.gather(*map(self._likelihood, new)), strict=True))
+        known.update(zip(new, await gather_all([self._likelihood(key) for key in new]), strict=True))
         return [known[key] for key in keys]
 
     async def _likelihood(self, key: tuple[str, ...]) -> float:

@@ -15,7 +15,7 @@ from critics.public import PUBLIC_FORMATS, load_public
 from llm_mcts.engines.base import Engine, EngineConfig
 from llm_mcts.engines.batching import BatchedModel
 from llm_mcts.engines.packing import pack_linears
-from llm_mcts.engines.transformers import TransformersEngine, first_line, load_tokenizer, model_folder, resolve_device
+from llm_mcts.engines.transformers import TransformersEngine, first_line, load_tokenizer, resolve_device, same_model
 from llm_mcts.errors import ModelError
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.types import State
@@ -108,7 +108,7 @@ def _trunk(folder: Path, policy: Engine | None) -> BatchedModel | None:
         return None  # CriticModel says what is wrong
     if not (isinstance(about, dict) and about.get("trunk")) or not isinstance(policy, TransformersEngine):
         return None
-    return policy.batch if model_folder(policy.config.model) == model_folder(str(about.get("base"))) else None
+    return policy.batch if same_model(policy.config.model, str(about.get("base"))) else None
 
 
 def _load_verifier(folder: Path, kinds: Sequence[str], aggregate: str, shared: "SharedBackbone | None") -> GenerativeVerifier:

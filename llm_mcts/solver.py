@@ -5,6 +5,7 @@ print(Solver().solve("Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. 
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -271,6 +272,10 @@ class Solver:
         """`aclose` for callers without an event loop; `with Solver(…) as solver` does it at the block's end."""
         self._run(self.aclose())
         if self._loop is not None:
+            if left := asyncio.all_tasks(self._loop):
+                for task in left:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._loop.close()
             self._loop = None
 
@@ -282,6 +287,10 @@ class Solver:
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the solver's own event loop, so that models are always awaited on the same one."""
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            work.close()
+            raise ConfigError("the solver was called inside a running event loop; expected: await solver.asolve(question)")
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         task = self._loop.create_task(work)

@@ -44,6 +44,8 @@ class GenRMConfig:
     """How the trained verifier is asked, kept in its checkpoint; with rationales, all rows need one."""
 
     def __post_init__(self) -> None:
+        if self.verifier.rationales and self.kind != "genrm":
+            raise ConfigError(f"{self.verifier.rationales} rationales for kind '{self.kind}'; only genrm writes them")
         if self.solving_weight < 0 or self.per_problem < 1:
             raise ConfigError(
                 f"genrm with solving_weight={self.solving_weight}, per_problem={self.per_problem}; "
@@ -51,10 +53,19 @@ class GenRMConfig:
             )
 
 
-def verdict_rows(rows: Sequence[SolutionRow | StepRow]) -> list[VerdictRow]:
-    """Outcome rows as verdicts on whole solutions; step rows as one on each labelled step, right from 0.5 on."""
+def verdict_rows(rows: Sequence[SolutionRow | StepRow], kind: VerdictKind = "genrm") -> list[VerdictRow]:
+    """For genrm and orm, outcomes as verdicts on whole solutions; for prm, one on each labelled step; right from 0.5 on.
+
+    Raises:
+        DataError: labels of steps for a critic of whole solutions, or the other way round.
+    """
     found = []
     for row in rows:
+        if isinstance(row, StepRow) != (kind == "prm"):
+            raise DataError(
+                f"a {type(row).__name__} of question {row.question!r} for a verifier of kind '{kind}'; expected "
+                f"{'StepRow' if kind == 'prm' else 'SolutionRow'}s"
+            )
         if isinstance(row, SolutionRow):
             found.append(VerdictRow(row.problem, row.question, row.steps, row.label >= 0.5))
             continue
@@ -65,13 +76,13 @@ def verdict_rows(rows: Sequence[SolutionRow | StepRow]) -> list[VerdictRow]:
 
 
 def balanced(rows: Sequence[VerdictRow], per_problem: int) -> list[VerdictRow]:
-    """At most `per_problem` right and as many wrong rows of each problem, the first of each, without repetitions."""
-    kept: dict[tuple[str, bool], dict[tuple[str, ...], VerdictRow]] = defaultdict(dict)
+    """At most `per_problem` right and as many wrong solutions of each problem, the first of each, with all their rationales."""
+    kept: dict[tuple[str, bool], dict[tuple[str, ...], dict[str, VerdictRow]]] = defaultdict(dict)
     for row in rows:
         group = kept[row.question, row.right]
-        if len(group) < per_problem:
-            group.setdefault(row.steps, row)
-    return [row for group in kept.values() for row in group.values()]
+        if row.steps in group or len(group) < per_problem:
+            group.setdefault(row.steps, {}).setdefault(row.rationale, row)
+    return [row for group in kept.values() for same in group.values() for row in same.values()]
 
 
 def encode_verdict(row: VerdictRow, kind: VerdictKind, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:

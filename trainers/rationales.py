@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from critics.genrm import VERDICTS
+from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Engine, Request
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import ConfigError, DataError, QuestionError
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.seeding import derive_seed
@@ -73,7 +74,9 @@ def write_rationales(rows: Sequence[VerdictRow], out: Path, config: RationalesCo
     refused: Counter[str] = Counter()
     with metered() as usage:
         if config.source == "arithmetic":
-            kept = [replace(row, rationale=arithmetic_rationale(row)) for row in rows]
+            written = [(row, arithmetic_rationale(row)) for row in rows]
+            kept = [replace(row, rationale=rationale) for row, rationale in written if rationale]
+            refused["arithmetic against the label"] = len(rows) - len(kept)
         else:
             solved = config.task.build().load(config.split)
             references = {problem.question: problem.solution for problem in solved if problem.solution}
@@ -83,7 +86,7 @@ def write_rationales(rows: Sequence[VerdictRow], out: Path, config: RationalesCo
         raise DataError(f"none of {len(rows)} rows got a rationale ({dict(refused)}); try a larger model or more per_row")
     make_folder(out.parent)
     Journal(out).write([row_to_dict(row) for row in kept])
-    return {"rows": len(kept), "refused": dict(refused), "generated_tokens": usage.generated_tokens}
+    return {"rows": len(kept), "refused": dict(+refused), "generated_tokens": usage.generated_tokens}
 
 
 async def _by_model(
@@ -93,23 +96,51 @@ async def _by_model(
     return await model_rationales(rows, references, policy.engine, policy.prompt, *how)
 
 
-EQUATION = re.compile(r"([\d(][\d\s.+\-*/()]*?)\s*=\s*(-?\d+(?:\.\d+)?)")
+EQUATION = re.compile(r"(-?[\d(][\d\s.+\-*/()]{0,200}?)\s*=\s*(-?\d{1,15}(?:\.\d{1,10})?)(?!\d)")
 """An expression in figures and what it is said to be."""
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_OPERATOR = re.compile(r"[\d)]\s*[+\-*/]\s*[\d(]")
+# What in front of an expression makes it part of another one, and what behind its result.
+_BEFORE, _BEHIND = "+-*/=%$,×÷^", "+-*/=%×÷^"
 
 
-def arithmetic_rationale(row: VerdictRow) -> str:
-    """One line an equation, up to the first that is wrong; where all hold, whether the steps follow from the question."""
+def arithmetic_rationale(row: VerdictRow) -> str | None:
+    """One line an equation, up to the first that is wrong; where all hold, whether the steps follow from the question.
+
+    None where the equations speak against the label: a right solution with an equation that does not hold as it is read here.
+    """
     lines: list[str] = []
     for text in row.steps:
-        for expression, stated in EQUATION.findall(text):
+        for expression, stated in equations(text):
             value = evaluate(expression)
             if value is None:
                 continue
-            shown = str(value)
-            if value != Fraction(stated):
-                return "\n".join([*lines, f"{expression.strip()} = {shown}, not {stated}."])
-            lines.append(f"{expression.strip()} = {shown}.")
+            if not _same(value, stated):
+                return None if row.right else "\n".join([*lines, f"{expression} = {_shown(value)}, not {stated}."])
+            lines.append(f"{expression} = {stated}.")
     return "\n".join([*lines, "Each step follows." if row.right else "A step does not follow."])
+
+
+def equations(text: str) -> list[tuple[str, str]]:
+    """The whole equations in figures that a line holds, without those that are part of longer ones or hold a percentage."""
+    text = _THOUSANDS.sub("", text)
+    found = []
+    for match in EQUATION.finditer(text):
+        before, behind = text[: match.start()], text[match.end() :]
+        part = before[-1:].isalnum() or before.rstrip()[-1:] in tuple(_BEFORE) or before.rstrip()[-2:] in (" x", " X")
+        if not part and behind.lstrip()[:1] not in tuple(_BEHIND) and _OPERATOR.search(match[1]):
+            found.append((match[1].strip(), match[2]))
+    return found
+
+
+def _same(value: Fraction, stated: str) -> bool:
+    """Whether a value is the stated number, or rounds to its decimals."""
+    decimals = len(stated.partition(".")[2])
+    return value == Fraction(stated) or (decimals > 0 and abs(value - Fraction(stated)) <= Fraction(1, 2 * 10**decimals))
+
+
+def _shown(value: Fraction) -> str:
+    return str(value) if value.denominator == 1 else f"{float(value):.6g}"
 
 
 def evaluate(expression: str) -> Fraction | None:
@@ -160,9 +191,8 @@ async def model_rationales(
         temperature: of sampling.
         seed: same seed, same critiques.
     """
-    found = await asyncio.gather(
-        *(_criticise(row, references.get(row.question), engine, prompt, per_row, max_tokens, temperature, seed) for row in rows)
-    )
+    how = per_row, max_tokens, temperature, seed
+    found = await gather_all([_criticise(row, references.get(row.question), engine, prompt, *how) for row in rows])
     reasons: Counter[str] = Counter()
     kept = []
     for accepted, refused in found:
@@ -188,7 +218,10 @@ async def _criticise(
     state = State(row.question, tuple(Step(text) for text in row.steps))
     opening = prompt.critique(state, reference, verdict.question)
     derived = derive_seed(seed, "critique", row.question, *row.steps)
-    replies = await engine.generate(Request(opening, n, max_tokens, temperature, (verdict.question,), derived))
+    try:
+        replies = await engine.generate(Request(opening, n, max_tokens, temperature, (verdict.question,), derived))
+    except QuestionError:
+        return [], ["too long for the model's context"] * n
     kept, refused = [], []
     for reply in replies:
         rationale = reply.text.strip()
@@ -196,7 +229,11 @@ async def _criticise(
             refused.append("no verdict")
             continue
         asked = (*opening, f"{rationale}\n", verdict.question)
-        yes, no = (sum(logprobs) for logprobs in await engine.logprobs(asked, [(verdict.yes,), (verdict.no,)]))
+        try:
+            yes, no = (sum(logprobs) for logprobs in await engine.logprobs(asked, [(verdict.yes,), (verdict.no,)]))
+        except QuestionError:
+            refused.append("too long for the model's context")
+            continue
         if (yes > no) == row.right:
             kept.append(replace(row, rationale=rationale))
         else:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from critics.genrm import VerdictKind
 from critics.modeling import HeadConfig, Kind
 from llm_mcts.engines.base import EMBEDDED
 from llm_mcts.errors import ConfigError, DataError
@@ -49,7 +50,7 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
     if kind == "sft":
         return train_sft(read_rows("sft", file, SolutionRow), job.start, out, job.train, job.prompt, job.seed)
     if kind == "genrm":
-        return train_genrm(read_verdicts(file), job.start, out, job.train, job.genrm, job.prompt, job.seed)
+        return train_genrm(read_verdicts(file, job.genrm.kind), job.start, out, job.train, job.genrm, job.prompt, job.seed)
     rows = read_rows(kind, file, needed_rows(kind, job.critic_loss))  # type: ignore[arg-type]
     return train_critic(
         kind,  # type: ignore[arg-type]
@@ -64,10 +65,10 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
     )
 
 
-def read_verdicts(file: Path) -> list[VerdictRow]:
-    """The verdicts of a file: as they are, or those of its outcome or step rows."""
+def read_verdicts(file: Path, kind: VerdictKind = "genrm") -> list[VerdictRow]:
+    """The verdicts of a file: as they are, or those of its outcome rows, for kind prm of its step rows."""
     rows = read_rows("genrm", file, SolutionRow, StepRow, VerdictRow)
-    return [verdict for row in rows for verdict in ([row] if isinstance(row, VerdictRow) else verdict_rows([row]))]
+    return [verdict for row in rows for verdict in ([row] if isinstance(row, VerdictRow) else verdict_rows([row], kind))]
 
 
 def read_rows(kind: str, file: Path, *expected: type[Any]) -> list[Any]:

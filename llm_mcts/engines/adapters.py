@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from llm_mcts.engines.packing import pack_linears
-from llm_mcts.engines.transformers import first_line, model_folder
+from llm_mcts.engines.transformers import first_line, same_model
 from llm_mcts.errors import ModelError
 
 
@@ -31,6 +31,11 @@ def adapter_base(folder: str | Path) -> str | None:
         raise ModelError(f"{path} names no base model ({error}); expected what save_pretrained wrote") from error
 
 
+_UNKNOWN = object()
+REWRITES = ("pissa", "olora", "loftq", "corda")
+"""Ways to begin an adapter that change the base's own weights, which others share."""
+
+
 class SharedBackbone:
     """A causal language model whose adapters take turns."""
 
@@ -38,7 +43,8 @@ class SharedBackbone:
         """`model`: the base model, as `load_causal_lm` gives it; it is changed in place. `name`: its folder or hub id."""
         self.model, self.name = model.eval(), name
         self._layers: list[BaseTunerLayer] = []
-        self._active: str | None = None
+        self._active: object = None
+        self._packed = False
         self.adapters: list[str] = []
 
     def add(self, folder: str | Path) -> str:
@@ -48,8 +54,10 @@ class SharedBackbone:
             ModelError: the folder holds no LoRA adapter, or one that does not fit or changes more than linear layers.
         """
         folder, name = Path(folder), f"adapter{len(self.adapters)}"
+        if self._packed:
+            raise ModelError(f"the adapter in {folder} came after the base was packed; expected all adapters before pack()")
         base = adapter_base(folder)
-        if base is None or model_folder(base) != model_folder(self.name):
+        if base is None or not same_model(base, self.name):
             raise ModelError(
                 f"{folder} is {f'an adapter on {base}' if base else 'no LoRA adapter'}; expected one on {self.name}, whose "
                 "backbone is to be shared: train it with LoRA on that base, or leave share_backbone off"
@@ -60,31 +68,40 @@ class SharedBackbone:
             weights = load_file(folder / "adapter_model.safetensors")
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder} holds no LoRA adapter ({error}); expected what save_pretrained wrote") from error
-        if config.modules_to_save or config.bias != "none":
-            raise ModelError(f"the adapter in {folder} changes more than linear layers; merge it instead of sharing its base")
+        rewritten = isinstance(config.init_lora_weights, str) and config.init_lora_weights in REWRITES
+        if config.modules_to_save or config.bias != "none" or config.use_dora or rewritten:
+            raise ModelError(
+                f"the adapter in {folder} changes more than linear layers by low rank (modules_to_save, bias, DoRA, or base "
+                "weights rewritten at its start); merge it instead of sharing its base"
+            )
+        config.init_lora_weights = True
         prefix = f"{self.model.base_model_prefix}."
         inner = {key.removeprefix("base_model.model.").removeprefix(prefix): w for key, w in weights.items()}
         if not isinstance(config.target_modules, str):
             config.target_modules = {target.removeprefix(prefix) for target in config.target_modules or ()}
+        for pattern in ("rank_pattern", "alpha_pattern"):
+            setattr(config, pattern, {key.removeprefix(prefix): n for key, n in (getattr(config, pattern) or {}).items()})
+        self._active = _UNKNOWN  # injection turns the new adapter on, in whatever layers it reaches
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are the point
                 inject_adapter_in_model(config, backbone, name)
-        except ValueError as error:
+            found = set_peft_model_state_dict(backbone, inner, adapter_name=name)
+        except (ValueError, RuntimeError) as error:
             raise ModelError(f"the adapter in {folder} does not fit the base model: {first_line(error)}") from error
-        found = set_peft_model_state_dict(backbone, inner, adapter_name=name)
+        finally:
+            self._layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
         missing = [key for key in found.missing_keys if f".{name}." in key]
         if missing or found.unexpected_keys:
             odd = (missing or found.unexpected_keys)[0]
             raise ModelError(f"the adapter in {folder} does not fit the base model, for example at {odd}")
-        self._layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
         self.adapters.append(name)
         backbone.to(next(self.model.parameters()).device).eval()
-        self._active = name  # what injection turns on
         return name
 
     def pack(self) -> None:
         """Pack the base weights for the CPU, once all adapters are loaded."""
+        self._packed = True
         pack_linears(self.model)
 
     def turn_on(self, adapter: str | None) -> None:

@@ -27,6 +27,8 @@ _WORTH_WAITING_FOR = 4
 _PREFILL_TOKENS = 2048
 # The same where logits are needed: one takes as many numbers as there are words in the vocabulary.
 _LOGITS_TOKENS = 512
+# Tokens computed before the next decode step: readings hold up neither decoding nor a caller who leaves for long.
+_TURN_TOKENS = 4096
 # How often the event loop turns before a batch step, so that searches that just got a reply can send their next request.
 _TURNS = 4
 
@@ -150,10 +152,28 @@ class BatchedModel:
         return found
 
     def _submit(self, work: Sequence[Continuation | Reading]) -> None:
+        if self._loop is not None and not self._loop.done() and self._loop.get_loop() is not asyncio.get_running_loop():
+            self._leave(self._loop.get_loop())
         self.waiting.extend(work)
         self.unfinished.update(work)
         if self._loop is None or self._loop.done():
             self._loop = asyncio.get_running_loop().create_task(self._run())
+
+    def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Drop what an event loop left behind that ended in the middle.
+
+        Raises:
+            RuntimeError: it still runs.
+        """
+        if loop.is_running():
+            raise RuntimeError("the engine is awaited within two event loops at once; expected one, or an engine for each")
+        for work in self.unfinished:
+            if not loop.is_closed():
+                work.done.cancel()
+        self.active.clear()
+        self.waiting.clear()
+        self.unfinished.clear()
+        self._loop = None
 
     async def _run(self) -> None:
         """Work until nothing waits. A failure reaches every caller, never only the log."""
@@ -163,14 +183,15 @@ class BatchedModel:
                     await asyncio.sleep(0)
                 with torch.inference_mode():
                     self._drop_cancelled()
-                    while wave := self._next_wave():
+                    before = self.prefilled_tokens
+                    while self.prefilled_tokens - before < _TURN_TOKENS and (wave := self._next_wave()):
                         self._compute(wave)
                     if self.active:
                         self._decode()
         except BaseException as error:
             told = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
             for work in self.unfinished:
-                if not work.done.done():
+                if not work.done.done() and not work.done.get_loop().is_closed():
                     work.done.set_exception(told)
             self.active.clear()
             self.waiting.clear()
@@ -192,10 +213,13 @@ class BatchedModel:
         room = self.max_batch - len(self.active)
         while self.waiting and len(chosen) < self.max_batch:
             work = self.waiting.popleft()
+            decodes = isinstance(work, Continuation)
+            if decodes and not room:
+                later.append(work)
+                continue
             found = self.tree.match(work.known)
             have = sum(n for _, n in found)
-            decodes = isinstance(work, Continuation)
-            if (decodes and not room) or _worth_waiting(work.known, have, leaders):
+            if self.tree.byte_limit and _worth_waiting(work.known, have, leaders):
                 later.append(work)
                 continue
             room -= decodes

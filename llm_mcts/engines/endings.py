@@ -63,8 +63,16 @@ class Endings:
         return whole[: min(cuts)] if cuts else None
 
     def _body(self, row: Row, stop: str) -> str:
-        """The text in which to look for a stop string: token by token, or where a letter may span tokens, decoded whole."""
-        return (row.text if stop.isascii() else str(self.tokenizer.decode(row.generated))).lstrip()
+        """The text in which to look for a stop string: token by token, or where that may differ from the whole, decoded whole.
+
+        A letter may span tokens, and some tokenizers drop a token's leading blank when it is decoded alone.
+        """
+        whole = not stop.isascii() or " " in stop
+        return (str(self.tokenizer.decode(row.generated)) if whole and self._likely(row, stop) else row.text).lstrip()
+
+    def _likely(self, row: Row, stop: str) -> bool:
+        """Whether a stop string can have ended with the newest token: a quick look before a long one."""
+        return not stop.isascii() or stop.endswith(" ") or stop[-1] in self._piece(row.generated[-1])
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:

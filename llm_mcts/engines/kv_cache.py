@@ -112,6 +112,8 @@ class SlotCache:
     def __init__(self, config: Any, max_rows: int, dtype: torch.dtype, device: torch.device) -> None:
         config = config.get_text_config()
         kinds = getattr(config, "layer_types", None) or []
+        if any(kind != "global" for kind in getattr(config, "attention_layers", None) or []):  # GPT-Neo
+            raise ModelError(f"model type '{config.model_type}' has layers of local attention; expected full attention in all")
         window = None if kinds else getattr(config, "sliding_window", None)
         if any(kind != "full_attention" for kind in kinds) or (window and window < config.max_position_embeddings):
             raise ModelError(f"model type '{config.model_type}' has sliding windows; expected full attention in all layers")

@@ -39,6 +39,8 @@ def pack_linears(model: Any) -> Any:
     for parent in list(model.modules()):
         if isinstance(parent, nn.ModuleDict):  # the small matrices of LoRA layers, which need their weights' dtype
             continue
+        if any(getattr(parent, "use_dora", {}).values()):  # DoRA reads the base weight at each forward
+            continue
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, PackedLinear(child))

@@ -44,7 +44,7 @@ def sample(logits: Tensor, how: Sequence[Sampling], uniforms: Sequence[float]) -
     """
     device = logits.device
     temperature = torch.tensor([h.temperature for h in how], device=device)
-    greedy = temperature == 0
+    greedy = temperature < 1e-6  # below that, logits overflow and the likeliest token is all there is
     scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
     for i, h in enumerate(how):
         if h.temperature > 0 and (h.top_k or h.top_p < 1 or h.min_p):

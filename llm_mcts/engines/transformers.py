@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import EMBEDDED, Completion, EngineConfig, Request
 from llm_mcts.engines.batching import BatchedModel, Continuation, Count
 from llm_mcts.engines.endings import Endings, Row
@@ -40,6 +41,12 @@ def model_folder(model: str) -> str:
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"model folder {model} does not exist; expected '{EMBEDDED}', a folder or a hub id")
     return model
+
+
+def same_model(a: str, b: str) -> bool:
+    """Whether two names stand for one model, however a folder's path is written."""
+    folders = [Path(model_folder(name)) for name in (a, b)]
+    return folders[0] == folders[1] or (all(f.is_dir() for f in folders) and folders[0].resolve() == folders[1].resolve())
 
 
 def resolve_device(device: str) -> torch.device:
@@ -157,8 +164,7 @@ class TransformersEngine:
             self._check_length(whole)
             if not 0 < start < len(whole):
                 raise QuestionError("prompt or continuation is empty; expected at least one token in each")
-        found = await asyncio.gather(*(self.batch.logprobs(whole, start, _prefill_meter(usage)) for whole in wholes))
-        return list(found)
+        return await gather_all([self.batch.logprobs(whole, start, _prefill_meter(usage)) for whole in wholes])
 
     async def aclose(self) -> None:
         """Nothing but memory is held."""

@@ -365,3 +365,23 @@ def test_a_short_memory_forgets_but_never_fails(model: CriticModel, monkeypatch:
     critic = ModelCritic(model)
     for one in STATES:
         assert_close(step_scores(critic, one), [plain_scores(model, one)])
+
+
+def test_a_reading_that_never_began_leaves_nothing_behind(model: CriticModel) -> None:
+    critic = ModelCritic(model)
+
+    async def fire_and_forget() -> None:
+        task = asyncio.create_task(critic.score([STATES[3]]))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(fire_and_forget())
+    assert_close(step_scores(critic, STATES[3]), [plain_scores(model, STATES[3])])
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(asyncio.sleep(0))
+    left = loop.create_task(critic.score([STATES[2]]))
+    loop.run_until_complete(asyncio.sleep(0))  # and no further
+    assert_close(step_scores(critic, STATES[2]), [plain_scores(model, STATES[2])])
+    left.cancel()
+    loop.run_until_complete(asyncio.gather(left, return_exceptions=True))
+    loop.close()

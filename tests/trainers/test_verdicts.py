@@ -16,7 +16,7 @@ from llm_mcts.cli import main
 from llm_mcts.engines.adapters import SharedBackbone
 from llm_mcts.engines.base import Completion, Request
 from llm_mcts.engines.transformers import TransformersEngine, load_causal_lm, load_tokenizer
-from llm_mcts.errors import DataError, ModelError
+from llm_mcts.errors import ConfigError, DataError, ModelError
 from llm_mcts.prompts import RATIONALE, Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step
 from trainers.base import TrainConfig
@@ -80,8 +80,18 @@ def test_rows_from_outcomes_and_from_steps() -> None:
         RIGHT,
         WRONG,
     ]
-    steps = verdict_rows([StepRow("p", QUESTION, ("a", "b", "c"), (0.5, None, 0.49))])
+    steps = verdict_rows([StepRow("p", QUESTION, ("a", "b", "c"), (0.5, None, 0.49))], "prm")
     assert [(row.steps, row.right) for row in steps] == [(("a",), True), (("a", "b", "c"), False)]
+
+
+def test_rows_of_the_wrong_kind_are_refused() -> None:
+    """A prefix is no whole solution: its label says nothing of an answer."""
+    with pytest.raises(DataError, match=r"a StepRow .* for a verifier of kind 'genrm'; expected SolutionRows"):
+        verdict_rows([StepRow("p", QUESTION, ("a",), (1.0,))])
+    with pytest.raises(DataError, match=r"a SolutionRow .* for a verifier of kind 'prm'; expected StepRows"):
+        verdict_rows([SolutionRow("p", QUESTION, ("a",), 1.0)], "prm")
+    with pytest.raises(ConfigError, match="only genrm writes them"):
+        GenRMConfig("prm", verifier=VerifierConfig(1))
 
 
 def test_rows_are_balanced_and_not_repeated() -> None:
@@ -90,11 +100,46 @@ def test_rows_are_balanced_and_not_repeated() -> None:
     assert [(row.steps, row.right) for row in kept] == [(("0",), True), (("1",), True), (("1",), False), (("2",), False)]
 
 
+def test_several_rationales_of_one_solution_are_kept() -> None:
+    rows = [VerdictRow("p", "q", ("a",), True, f"r{i % 3}") for i in range(4)] + [VerdictRow("p", "q", ("b",), True, "r")]
+    assert [row.rationale for row in balanced(rows, 1)] == ["r0", "r1", "r2"]
+
+
 def test_rationales_by_arithmetic() -> None:
     assert arithmetic_rationale(RIGHT) == "5 + 3 = 8.\nEach step follows."
     assert arithmetic_rationale(WRONG) == "5 + 3 = 8, not 9."
     longer = VerdictRow("p", "q", ("So 2 * (3 + 4) = 14 and 14 / 4 = 3.5.", "Then 5 - 7 = -2.", "#### -2"), False)
-    assert arithmetic_rationale(longer) == "2 * (3 + 4) = 14.\n14 / 4 = 7/2.\n5 - 7 = -2.\nA step does not follow."
+    assert arithmetic_rationale(longer) == "2 * (3 + 4) = 14.\n14 / 4 = 3.5.\n5 - 7 = -2.\nA step does not follow."
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("2 * 1,000 = 2,000 coins", ["2 * 1000 = 2000."]),
+        ("1,000 + 500 = 1,500", ["1000 + 500 = 1500."]),
+        ("-3 + 5 = 2", ["-3 + 5 = 2."]),
+        ("10 / 3 = 3.33 each", ["10 / 3 = 3.33."]),
+        ("He has 2 + 3 = 5. Then 5 * 2 = 10.", ["2 + 3 = 5.", "5 * 2 = 10."]),
+        ("(2 + 3) * 4 = 20", ["(2 + 3) * 4 = 20."]),
+        # parts of longer ones, percentages, other signs, letters: not read
+        ("3 * 4 = 12 + 5 = 17", []),
+        ("20% * 50 = 10", []),
+        ("x - 3 = 4", []),
+        ("2x + 3 = 7", []),
+        ("3 x 4 = 12", []),
+        ("n = 5", []),
+        ("9 * " * 900 + "9 = 1", []),
+        ("1 + 1 = " + "9" * 5000, []),
+    ],
+)
+def test_which_equations_are_read(line: str, lines: list[str]) -> None:
+    row = VerdictRow("p", "q", (line,), True)
+    assert arithmetic_rationale(row) == "\n".join([*lines, "Each step follows."])
+
+
+def test_a_rationale_never_speaks_against_the_label() -> None:
+    assert arithmetic_rationale(VerdictRow("p", "q", ("2 + 2 = 5",), True)) is None
+    assert arithmetic_rationale(VerdictRow("p", "q", ("10 / 4 = 3",), False)) == "10 / 4 = 2.5, not 3."
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Policy and critics as adapters on one base: each gives what it gives alone, in any order, at once, and in little memory."""
 
 import asyncio
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,35 @@ def test_what_cannot_share_is_refused(
     assert adapter_base(tiny_model) is None
     with pytest.raises(ConfigError, match="expected the transformers engine"):
         Solver.from_config({"share_backbone": True, "engine": {"name": "openai"}})
+
+
+def test_the_right_adapter_is_on_whatever_was_loaded_in_between(
+    folders: dict[str, Path], shared: SharedBackbone, tiny_model: Path
+) -> None:
+    ids = torch.arange(5, 25)[None]
+    value = shared.as_backbone(shared.add(folders["value"]))
+    alone = value(ids).last_hidden_state
+    base = shared.as_backbone(None)(ids).last_hidden_state
+    orm = shared.as_backbone(shared.add(folders["orm"]))  # loaded while all adapters are off
+    assert not torch.allclose(orm(ids).last_hidden_state, base)
+    assert torch.allclose(value(ids).last_hidden_state, alone)
+    broken = tmp_copy(folders["value"], lambda config: config | {"r": 2})
+    with pytest.raises(ModelError, match="does not fit the base model"):
+        shared.add(broken)
+    assert torch.allclose(value(ids).last_hidden_state, alone)
+    assert torch.allclose(shared.as_backbone(None)(ids).last_hidden_state, base)
+    dora = tmp_copy(folders["value"], lambda config: config | {"use_dora": True})
+    with pytest.raises(ModelError, match="by low rank"):
+        shared.add(dora)
+    shared.pack()
+    with pytest.raises(ModelError, match="expected all adapters before pack"):
+        shared.add(folders["value"])
+
+
+def tmp_copy(folder: Path, change: Any) -> Path:
+    """A copy of an adapter with another configuration."""
+    copy = folder.parent / f"{folder.name}-{len(list(folder.parent.iterdir()))}"
+    shutil.copytree(folder, copy)
+    path = copy / "adapter_config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return copy

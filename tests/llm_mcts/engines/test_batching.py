@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from llm_mcts.engines.base import EMBEDDED, Completion, EngineConfig, Request
+from llm_mcts.engines.endings import Endings, Row
 from llm_mcts.engines.packing import PackedLinear
 from llm_mcts.engines.transformers import TransformersEngine, load_causal_lm, load_tokenizer
 from llm_mcts.errors import QuestionError
@@ -176,3 +177,78 @@ def test_log_probabilities_of_nothing_are_refused() -> None:
     with pytest.raises(QuestionError, match="context"):
         asyncio.run(engine.logprobs(("a",), [("7 " * 5000,)]))
     assert asyncio.run(engine.logprobs(("a",), [])) == []
+
+
+def test_an_event_loop_that_ended_in_the_middle_leaves_the_engine_usable() -> None:
+    engine = TransformersEngine(EngineConfig(MODEL, device="cpu"))
+    request = Request(TEXTS[0][:1], 2, 60, 1.0)
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> asyncio.Task[list[Completion]]:
+        task = asyncio.create_task(engine.generate(request))
+        for _ in range(12):
+            await asyncio.sleep(0)
+        return task
+
+    left = loop.run_until_complete(begin())
+    assert engine.batch.active
+    short = Request(TEXTS[0][:1], 1, 5, 0.0)
+    [found] = asyncio.run(asyncio.wait_for(engine.generate(short), 20))
+    [expected] = asyncio.run(TransformersEngine(EngineConfig(MODEL, device="cpu")).generate(short))
+    assert found.text == expected.text
+    assert not (engine.batch.active or engine.batch.unfinished)
+    assert not left.done() or left.cancelled()
+    loop.run_until_complete(asyncio.gather(left, return_exceptions=True))
+    loop.close()
+
+
+def test_two_event_loops_at_once_are_an_error() -> None:
+    engine = TransformersEngine(EngineConfig(MODEL, device="cpu"))
+
+    async def run() -> None:
+        task = asyncio.create_task(engine.generate(Request(TEXTS[0][:1], 1, 200, 1.0)))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="two event loops at once"):
+            await asyncio.to_thread(asyncio.run, engine.generate(Request(TEXTS[0][:1], 1, 5, 1.0)))
+        task.cancel()
+
+    asyncio.run(run())
+
+
+def test_readings_do_not_hold_up_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 40 tokens a turn, a text is being written while many readings still wait."""
+    monkeypatch.setattr("llm_mcts.engines.batching._TURN_TOKENS", 40)
+    engine = TransformersEngine(EngineConfig(MODEL, device="cpu", max_batch=4))
+    waiting: list[int] = []
+
+    async def run() -> None:
+        prompts = [(f"Question: {i} {i} {i} {i} {i} {i} {i}?\nAnswer:\n", f"{i} + {i}\n") for i in range(30)]
+        readings = [asyncio.create_task(engine.logprobs(p[:1], [p[1:]])) for p in prompts]
+        await engine.generate(Request(("7?\n",), 1, 3, 1.0))
+        waiting.append(sum(not task.done() for task in readings))
+        await asyncio.gather(*readings)
+
+    asyncio.run(run())
+    assert waiting[0] > 5
+
+
+class BlankDroppingTokenizer:
+    """Decodes a lone token without its leading blank, as SentencePiece tokenizers do."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def decode(self, tokens: list[int], **how: Any) -> str:
+        text = str(self.tokenizer.decode(tokens, **how))
+        return text.lstrip(" ") if len(tokens) == 1 else text
+
+
+def test_a_stop_string_with_blanks_is_found_token_by_token() -> None:
+    _, tokenizer = plain()
+    endings = Endings(BlankDroppingTokenizer(tokenizer), [], 512)
+    row = Row(Request(("a",), 1, 99, 1.0, ("shells now",)), 0, (1,), Usage(), asyncio.new_event_loop().create_future())
+    ended = None
+    for token in tokenizer("Mia has 3 shells now and then", add_special_tokens=False).input_ids:
+        ended = ended or endings.append(row, token, -1.0)
+    assert ended is not None
+    assert (ended.finish_reason, ended.text) == ("stop", "Mia has 3 ")
