@@ -2,6 +2,7 @@
 
 import json
 import random
+from importlib.util import find_spec
 from math import log
 from pathlib import Path
 
@@ -192,7 +193,7 @@ def test_diagnose_calibrates_on_other_questions(
     assert report["calibration"]["orm"]["samples"] == written["orm"]["samples"] == answered
     assert report["calibration"]["value"]["samples"] == prefixes
     assert "## Calibration" in (out / "report.md").read_text()
-    assert (out / "calibration.png").exists()
+    assert (out / "calibration.png").exists() == (find_spec("matplotlib") is not None)  # an extra
     argv = ["diagnose", str(folders["orm"]), "--calibrate", str(file), "--calibration", "isotonic"]
     assert main(argv) == 2
     assert "isotonic" in capsys.readouterr().err
