@@ -29,7 +29,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import nn
 
 from critics import CriticModel, ModelCritic, WeightedCritic
@@ -250,7 +249,7 @@ def measure_memory(model: str, rank: int = 16) -> dict[str, float]:
         root = Path(scratch)
         for kind in ("value", "prm", "orm"):
             CriticModel.create(kind, model, lora=LoraSpec(rank=rank)).save_pretrained(root / kind)  # type: ignore[arg-type]
-        lm = get_peft_model(load_causal_lm(model, torch.float32, CPU), LoraSpec(rank=rank).peft_config("CAUSAL_LM"))
+        lm = LoraSpec(rank=rank).adapt(load_causal_lm(model, torch.float32, CPU), "CAUSAL_LM")
         for name in ("policy", "genrm"):
             lm.save_pretrained(root / name)
             load_tokenizer(model).save_pretrained(root / name)

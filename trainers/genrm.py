@@ -120,11 +120,9 @@ def train_genrm(
     rows = balanced(rows, genrm.per_problem)
     tokenizer, model = load_tokenizer(start), load_causal_lm(start, torch.float32, resolve_device("auto"))
     if config.lora.rank > 0:
-        from peft import get_peft_model
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = get_peft_model(model, config.lora.peft_config("CAUSAL_LM"))
+            model = config.lora.adapt(model, "CAUSAL_LM")
     fmt, encode = PromptFormat(prompt or PromptConfig(), chat_template_of(tokenizer)), Encoder(tokenizer)
     encoded = [encode_verdict(row, genrm.kind, fmt, encode, tokenizer.eos_token_id) for row in rows]
     if genrm.solving_weight > 0:

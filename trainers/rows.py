@@ -5,8 +5,9 @@
     TreeRow       a path with the tree's Q and visits a prefix     value: tree_q, td_lambda
     PairRow       two beginnings of solutions, the better first    prm and orm: pairwise
     VerdictRow    a solution, or its beginning, judged in words    genrm
+    TargetRow     what a search made of the policy at one prefix   distill, joint
 
-A row's keys tell its type: `labels`, `q_values`, `chosen`, `right`, or none of them.
+A row's keys tell its type: `labels`, `q_values`, `chosen`, `right`, `actions`, or none of them.
 """
 
 from collections.abc import Sequence
@@ -77,7 +78,23 @@ class VerdictRow:
     rationale: str = ""
 
 
-Row = SolutionRow | StepRow | TreeRow | PairRow | VerdictRow
+@dataclass(frozen=True)
+class TargetRow:
+    """What a search made of the policy behind one prefix: AlphaZero's training example (s, pi, z)."""
+
+    problem: str
+    question: str
+    steps: tuple[str, ...]
+    """The prefix; empty for the bare question."""
+    actions: tuple[str, ...]
+    """The next steps that the search considered, distinct, at least one."""
+    targets: tuple[float, ...]
+    """pi: the search's probability of each, in [0, 1], adding up to 1."""
+    outcome: float | None = None
+    """z: share of right ones among the whole solutions found below the prefix, in [0, 1]; None where it is not known."""
+
+
+Row = SolutionRow | StepRow | TreeRow | PairRow | VerdictRow | TargetRow
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
@@ -97,6 +114,8 @@ def row_from_dict(data: dict[str, Any]) -> Row:
     problem = str(data.get("problem", ""))
     if "chosen" in data:
         return PairRow(problem, question, _steps(data, "chosen"), _steps(data, "rejected"))
+    if "actions" in data:
+        return _target_row(data, problem)
     steps = _steps(data, "steps")
     if "q_values" in data:
         q_values = tuple(None if q is None else _label(q, question) for q in _list(data, "q_values", len(steps) + 1))
@@ -114,6 +133,19 @@ def row_from_dict(data: dict[str, Any]) -> Row:
         labels = tuple(None if x is None else _label(x, question) for x in _list(data, "labels", len(steps)))
         return StepRow(problem, question, steps, labels)
     return SolutionRow(problem, question, steps, _label(data.get("label", 1.0), question))
+
+
+def _target_row(data: dict[str, Any], problem: str) -> TargetRow:
+    question, actions = data["question"], _steps(data, "actions")
+    steps = _steps(data, "steps") if data.get("steps") else ()
+    given = data.get("targets")
+    if not isinstance(given, list | tuple) or len(given) != len(actions):
+        raise DataError(f"row with targets {given!r} for {len(actions)} actions; expected one probability an action")
+    targets = tuple(_label(x, question) for x in given)
+    if len(set(actions)) < len(actions) or abs(sum(targets) - 1) > 1e-6:
+        raise DataError(f"row with targets {given!r} for question {question!r}; expected distinct actions, and a sum of 1")
+    outcome = data.get("outcome")
+    return TargetRow(problem, question, steps, actions, targets, None if outcome is None else _label(outcome, question))
 
 
 def check_row(row: Row) -> None:

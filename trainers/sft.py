@@ -35,11 +35,9 @@ def train_sft(
     tokenizer = load_tokenizer(start)
     model = load_causal_lm(start, torch.float32, torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda"))
     if config.lora.rank > 0:
-        from peft import get_peft_model
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = get_peft_model(model, config.lora.peft_config("CAUSAL_LM"))
+            model = config.lora.adapt(model, "CAUSAL_LM")
     fmt = PromptFormat(prompt or PromptConfig(), chat_template_of(tokenizer))
     encode = Encoder(tokenizer)
     encoded = [encode_solution(row, fmt, encode, tokenizer.eos_token_id) for row in rows]

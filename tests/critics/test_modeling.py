@@ -269,3 +269,21 @@ def test_heads_out_of_range() -> None:
     for dropout in (-0.1, 1.0):
         with pytest.raises(ConfigError, match="dropout="):
             HeadConfig(dropout=dropout)
+
+
+def test_an_adapter_on_the_last_layer_alone(tiny_model: Path, tmp_path: Path) -> None:
+    model = shaken(CriticModel.create("orm", str(tiny_model), HEAD, lora=LoraSpec(rank=2, layers=1)))
+    adapted = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
+    assert len(adapted) == 2 * 7  # A and B of four projections of attention and three of the MLP
+    assert all("layers.1." in name for name in adapted)
+    # The layer below needs no gradient, so its activations are not kept.
+    model.train()(IDS).sum().backward()
+    assert all(p.grad is None for name, p in model.backbone.named_parameters() if "layers.0." in name)
+    model.save_pretrained(tmp_path / "critic")
+    assert torch.equal(logits(CriticModel.from_pretrained(tmp_path / "critic", "orm")), logits(model))
+
+
+@pytest.mark.parametrize(("layers", "message"), [(3, "has 2; expected at most that"), (-1, "expected at least 0")])
+def test_an_adapter_on_layers_that_there_are_not(tiny_model: Path, layers: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CriticModel.create("orm", str(tiny_model), HEAD, lora=LoraSpec(rank=2, layers=layers))
