@@ -1,8 +1,9 @@
 """The self-improvement loop: search, learn from the trees, and keep what is not worse.
 
     round 0: evaluate the start
-    round k: search training questions -> trees -> rows -> value model, PRM, ORM -> policy (SFT)
-             -> evaluate both on held-out training questions -> gate -> round k + 1
+    round k: choose questions (fresh, revisited, imagined, unlabelled) -> search -> trees -> rows
+             -> value model, PRM, ORM -> policy -> evaluate on held-out training questions -> gate -> round k + 1
+    at last: test questions, where asked for, with every round's models; the report
 
 Each stage leaves its result in the run directory and is skipped when it is there, so a killed run goes on where it was.
 Only mechanics live here: searches, losses, rows and file names have their own modules.
@@ -10,104 +11,40 @@ Only mechanics live here: searches, losses, rows and file names have their own m
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from critics.modeling import KINDS, HeadConfig, Kind
+from critics.modeling import KINDS, Kind
 from llm_mcts.engines.base import Swaps
-from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.evaluate import PairedDifference, Score, check_methods, paired_difference, solve_into, to_markdown
+from llm_mcts.errors import DataError
+from llm_mcts.evaluate import solve_into
 from llm_mcts.progress import Reporter
 from llm_mcts.runner import Record
 from llm_mcts.seeding import derive_seed
 from llm_mcts.solver import Solver, SolverConfig
-from llm_mcts.store import Journal, RoundDirectory, RunDirectory, versions
-from llm_mcts.tasks import TaskConfig
+from llm_mcts.store import Journal, RoundDirectory, RunDirectory
+from llm_mcts.tasks.guard import GuardedTask
+from llm_mcts.tasks.jsonl import JsonlTask
 from llm_mcts.tree import Tree
-from llm_mcts.types import Problem
+from llm_mcts.types import Problem, Usage
+from trainers.agreement import agreed_answer
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
-from trainers.datasets import RowsConfig, row_from_dict, row_to_dict, rows_from_tree
-from trainers.objectives import CriticLossConfig
-from trainers.sft import train_sft
+from trainers.curriculum import Chosen, choose
+from trainers.datasets import critic_rows, row_from_dict, row_to_dict
+from trainers.gate import Verdict, decide, should_stop
+from trainers.imagine import imagine_questions
+from trainers.policy import Lesson, train_policy
+from trainers.replay import pass_rates, replayed, trajectories
+from trainers.report import write_reports
+from trainers.run_config import SelfImproveConfig
 
-
-@dataclass(frozen=True)
-class GateConfig:
-    """When a round's policy and critics replace the former ones."""
-
-    tolerance: float = 0.02
-    """No method's held-out accuracy may fall by more than this, and their mean may not fall at all; in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tolerance <= 1:
-            raise ConfigError(f"gate.tolerance is {self.tolerance}; expected within [0, 1]")
-
-
-@dataclass(frozen=True)
-class SelfImproveConfig:
-    """A self-improvement run."""
-
-    task: TaskConfig = field(default_factory=TaskConfig)
-    solver: SolverConfig = field(default_factory=SolverConfig)
-    """The policy to start from, and the search that gathers trajectories."""
-    num_rounds: int = 2
-    """Rounds of search and training, at least 1."""
-    train_questions: int = 200
-    """Training questions searched per round, new ones each round while there are any; at least 1."""
-    eval_questions: int = 200
-    """Held-out training questions (split `dev`) that every method answers before and after each round."""
-    methods: dict[str, Any] = field(default_factory=lambda: {"greedy": "greedy", "mcts": "mcts"})
-    """What is evaluated: a label for each search with its settings."""
-    rows: RowsConfig = field(default_factory=RowsConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
-    """The new critics' heads."""
-    critic_loss: CriticLossConfig = field(default_factory=CriticLossConfig)
-    """What the critics learn, and so which rows are made of the trees."""
-    value: TrainConfig = field(default_factory=TrainConfig)
-    prm: TrainConfig = field(default_factory=TrainConfig)
-    orm: TrainConfig = field(default_factory=TrainConfig)
-    sft: TrainConfig = field(default_factory=TrainConfig)
-    critics: tuple[str, ...] = KINDS
-    """Which critics are trained: any of value, prm, orm."""
-    gate: GateConfig = field(default_factory=GateConfig)
-    concurrency: int = 64
-    """Questions searched at once, at least 1."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_rounds", "train_questions", "eval_questions", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not self.methods:
-            raise ConfigError("methods is empty; expected a label for each search, such as greedy: greedy")
-        check_methods(self.methods)
-        if self.solver.engine.name == "openai":
-            raise ConfigError(
-                "solver.engine.name is 'openai', whose servers do not get the weights that are trained; "
-                "expected transformers, vllm or openvino"
-            )
-        fixed = self.solver.critics
-        if self.critics and fixed.calibration:
-            raise ConfigError(
-                f"solver.critics.calibration is {fixed.calibration} and the critics ({', '.join(self.critics)}) are "
-                "trained anew each round; drop it, and calibrate the last round's"
-            )
-        if "value" in self.critics and fixed.rollouts:
-            raise ConfigError(
-                f"solver.critics.rollouts is {fixed.rollouts} and a value model, whose place they take, is trained; drop one"
-            )
-        if unknown := set(self.critics) - set(KINDS):
-            raise ConfigError(f"critics holds {', '.join(sorted(unknown))}; expected any of {', '.join(KINDS)}")
-        if "value" in self.critics and self.critic_loss.value.asks_the_model and not self.solver.critics.value:
-            raise ConfigError(
-                "critic_loss.value.estimate is 'model', and the run starts without a value model; name one in "
-                "solver.critics.value, or use estimate: tree"
-            )
+__all__ = ["SelfImproveConfig", "self_improve"]
 
 
 def self_improve(
@@ -117,11 +54,19 @@ def self_improve(
 
     Raises:
         ConfigError: `out` holds another run, or this one without `resume`.
+        DataError: the questions are other ones than when the run was started.
     """
     run = RunDirectory.open(out, asdict(config), resume)
-    run.write_manifest({"versions": versions(), "seed": config.seed})
     with closing(_Loop(config, run, reporter or Reporter(quiet=True))) as loop:
         return loop.run()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A round and the models that it was evaluated with."""
+
+    here: RoundDirectory
+    models: SolverConfig
 
 
 class _Loop:
@@ -129,42 +74,269 @@ class _Loop:
 
     def __init__(self, config: SelfImproveConfig, run: RunDirectory, reporter: Reporter) -> None:
         self.config, self.directory, self.reporter = config, run, reporter
-        self.task = config.task.build()
+        self.task = GuardedTask(config.task.build())
         self.held_out = self.task.load("dev", config.eval_questions)
         self.models = config.solver
         """The solver configuration that stands: its policy and critics passed the gate."""
         self._loaded: tuple[SolverConfig, Solver] | None = None
 
     def run(self) -> dict[str, Any]:
-        """All rounds, then the report."""
+        """All rounds, then the test and the report."""
         started = time.perf_counter()
-        self._evaluate(self.directory.round(0), self.models)
+        standing = _Candidate(self.directory.round(0), self.models)
+        self._evaluate(standing)
+        candidates, verdicts = [standing], []
         for number in range(1, self.config.num_rounds + 1):
-            self._round(number)
-        report = self._report()
+            candidate = self._round(number)
+            verdict = self._gate(standing.here, candidate.here)
+            candidates.append(candidate)
+            verdicts.append(verdict)
+            if verdict.accepted:
+                standing, self.models = candidate, candidate.models
+            if reason := should_stop(verdicts, self.config.gate):
+                self.reporter.say(f"stopped after round {number}: {reason}")
+                break
+        self._test(candidates)
+        report = write_reports(self.directory)
         seconds = time.perf_counter() - started
-        self.reporter.say(f"{seconds:.0f} s in this process; the report is in {self.directory.path}/report.md")
+        self.reporter.say(f"{seconds:.0f} s in this process; the report is in {self.directory.path}/report.html")
         return report
 
-    def _round(self, number: int) -> None:
+    def _round(self, number: int) -> _Candidate:
+        """All that a round does up to its gate."""
         here = self.directory.round(number)
-        problems = self._training_problems(number)
-        self._search(here, number, problems)
-        self._rows(here, problems)
-        candidate = self._train(here, number)
-        self._evaluate(here, candidate)
-        if self._gate(here, number):
-            self.models = candidate
+        questions = self._questions(here, number)
+        self._search(here, number, [chosen.problem for chosen in questions])
+        self._rows(here, number, questions)
+        critics = {kind: self._train_critic(here, number, kind) for kind in KINDS if kind in self.config.critics}
+        models = self._train_policy(here, number, [chosen.problem for chosen in questions])
+        trained = {kind: str(folder) for kind, folder in critics.items() if folder}
+        candidate = _Candidate(here, replace(models, critics=replace(models.critics, **trained)))
+        self._evaluate(candidate)
+        return candidate
 
-    def _training_problems(self, number: int) -> list[Problem]:
-        """This round's questions: the next ones of the training split, from the start again when it is used up."""
+    # Questions
+
+    def _questions(self, here: RoundDirectory, number: int) -> list[Chosen]:
+        """Stage 1: what this round searches."""
+        if not here.metric("questions"):
+            with self._stage(here, "questions") as facts:
+                chosen = self._training_questions(number)
+                chosen += [Chosen(p, "imagined") for p in self._imagined(here, number, [c.problem for c in chosen])]
+                chosen += [Chosen(p, "unlabelled") for p in self._unlabelled(number)]
+                here.questions.write(_question_row(one) for one in chosen)
+                facts |= Counter(one.source for one in chosen)
+        return [
+            Chosen(Problem(row["id"], row["question"], row["gold"]), row["source"], row["pass_rate"])
+            for row in here.questions.read()
+        ]
+
+    def _training_questions(self, number: int) -> list[Chosen]:
         n = self.config.train_questions
         pool = self.task.load("train", n * self.config.num_rounds)
         unlabelled = [p.id for p in pool if p.gold is None]
         if unlabelled:
-            raise DataError(f"training question {unlabelled[0]} has no answer; expected one for every training question")
-        start = (number - 1) * n
-        return [pool[(start + i) % len(pool)] for i in range(min(n, len(pool)))]
+            raise DataError(
+                f"training question {unlabelled[0]} has no answer; expected one for every training question (questions "
+                "without answers go into the file `unlabelled`)"
+            )
+        rates = pass_rates(self.directory.round(i).rows("trajectories").read() for i in range(1, number))
+        return choose(pool, rates, n, self.config.curriculum, derive_seed(self.config.seed, "questions", number))
+
+    def _imagined(self, here: RoundDirectory, number: int, parents: list[Problem]) -> list[Problem]:
+        """New questions from this round's, none of them near a held-out or a test question."""
+        if not self.config.imagined_questions:
+            return []
+        kept_away = [*(p.question for p in self.held_out), *self.task.texts_only("dev"), *self.task.texts_only("test")]
+        seed = derive_seed(self.config.seed, "imagine", number)
+        with self._stage(here, "imagine") as facts:
+            solver = self._solver(self.models)
+            made, refused = imagine_questions(
+                parents, self.config.imagined_questions, self.config.imagine, solver, kept_away, here.imagined, seed
+            )
+            facts |= {"made": len(made), "refused": refused}
+        return made
+
+    def _unlabelled(self, number: int) -> list[Problem]:
+        """The next of the user's questions without answers; answers that the file has all the same are not looked at."""
+        if self.config.unlabelled is None:
+            return []
+        n = self.config.unlabelled_questions
+        found = JsonlTask(self.config.unlabelled).load("train", n * number)
+        return [Problem(f"unlabelled-{p.id}", p.question) for p in found[n * (number - 1) :]]
+
+    # Search and rows
+
+    def _search(self, here: RoundDirectory, number: int, problems: list[Problem]) -> None:
+        """Stage 2: a tree for every question."""
+        if here.metric("search"):
+            return
+        seed = derive_seed(self.config.seed, "search", number)
+        with self._stage(here, "search") as facts:
+            title = f"round {number} search"
+            records = self._solve_into(here.trees, self.models, seed, self.models.search, problems, title)
+            facts |= {"questions": len(records), "usage": _usage(records)}
+
+    def _rows(self, here: RoundDirectory, number: int, questions: Sequence[Chosen]) -> None:
+        """Stage 3: trees become the trainers' rows."""
+        if here.metric("rows"):
+            return
+        with self._stage(here, "rows") as facts:
+            by_id = {chosen.problem.id: chosen for chosen in questions}
+            names = ("policy", *KINDS, "trajectories")
+            rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            refused: Counter[str] = Counter()
+            searched = [record for record in here.trees.read() if "tree" in record]
+            for record in searched:
+                chosen, tree = by_id[record["id"]], Tree.from_dict(record["tree"])
+                problem, reason = self._with_answer(chosen.problem, tree)
+                if reason:
+                    refused[reason] += 1
+                    continue
+                origin = {"round": number, "policy": self.models.engine.model, "source": chosen.source}
+                for name, made in self._rows_of(tree, problem, chosen, number, refused).items():
+                    start = f"{problem.id}/"
+                    rows[name].extend({"id": f"{start}{i}", **row, **origin} for i, row in enumerate(made))
+            for name in names:
+                here.rows(name).write(rows[name])
+            facts |= {"searched": len(searched), "failed": len(questions) - len(searched)}
+            facts |= {"solved": len({row["problem"] for row in rows["trajectories"] if row["right"]})}
+            facts |= {"refused": dict(sorted(refused.items())), **{name: len(rows[name]) for name in names}}
+        self.reporter.say(f"{here.path.name} rows: {facts['solved']} of {len(questions)} questions solved; {facts}")
+
+    def _with_answer(self, problem: Problem, tree: Tree) -> tuple[Problem, str | None]:
+        """The question with the answer that vote and critics agree on, where it has none; or why it has none."""
+        if problem.gold is not None:
+            return problem, None
+        agreed = agreed_answer(tree, self.config.agreement)
+        return replace(problem, gold=agreed.answer), agreed.reason if agreed.answer is None else None
+
+    def _rows_of(
+        self, tree: Tree, problem: Problem, chosen: Chosen, number: int, refused: Counter[str]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """All rows of one tree."""
+        config, task = self.config, self.task
+        policy, policy_refused = policy_rows(tree, problem, task, config.rows, config.policy_loss)
+        refused.update(policy_refused)
+        made: dict[str, list[dict[str, Any]]] = {"policy": [row_to_dict(row) for row in policy]}
+        for kind, found in critic_rows(tree, problem, task, config.rows, config.critic_loss).items():
+            made[kind] = [row_to_dict(row) for row in found]
+        all_found = trajectories(tree, problem, task, number, self.models.engine.model, chosen.source)
+        return {**made, "trajectories": [one.to_dict() for one in all_found]}
+
+    # Training
+
+    def _train_critic(self, here: RoundDirectory, number: int, kind: Kind) -> Path | None:
+        """Stages 4 to 6: a critic, from the one that stands or else from the policy; None where there is nothing to learn."""
+        folder = here.checkpoint(kind)
+        if not here.metric(kind):
+            with self._stage(here, kind) as facts:
+                rows, old = self._training_rows(here, number, kind)
+                facts |= {"rows": len(rows), "replayed": old}
+                if rows:
+                    start = getattr(self.models.critics, kind) or self.models.engine.model
+                    config: TrainConfig = getattr(self.config, kind)
+                    seed = derive_seed(self.config.seed, kind, number) % 2**31
+                    head, losses, prompt = self.config.head, self.config.critic_loss, self.models.prompt
+                    facts |= train_critic(kind, rows, start, folder, config, head, prompt, seed, losses, logs=here.logs(kind))
+            self._told(here, kind, facts)
+        return folder if folder.exists() else None
+
+    def _train_policy(self, here: RoundDirectory, number: int, problems: list[Problem]) -> SolverConfig:
+        """Stage 7: the policy; what stands with its new weights, and with the value model that joint training made."""
+        folder, value = here.checkpoint("policy"), here.checkpoint("value")
+        loss = self.config.policy_loss
+        if not here.metric("policy"):
+            with self._stage(here, "policy") as facts:
+                rows, old = self._training_rows(here, number, "policy")
+                facts |= {"rows": len(rows), "replayed": old}
+                standing = self.config.solver if loss.start == "base" else self.models
+                labelled = [p for p in problems if p.gold is not None]
+                models = replace(self.models, engine=standing.engine)
+                seed = derive_seed(self.config.seed, "policy", number) % 2**31
+                lesson = Lesson(rows, labelled, self.task, models, seed, here.logs("policy"))
+                facts |= train_policy(loss, lesson, folder, value, self.config.policy, self.config.head)
+            self._told(here, "policy", facts)
+        if not folder.exists():
+            return self.models
+        critics = replace(self.models.critics, value=str(value)) if loss.method == "joint" else self.models.critics
+        return replace(self.models, engine=replace(self.models.engine, model=str(folder)), critics=critics)
+
+    def _training_rows(self, here: RoundDirectory, number: int, name: str) -> tuple[list[Any], int]:
+        """A trainer's rows, this round's and earlier ones; how many are earlier ones."""
+        fresh = here.rows(name).read()
+        earlier = [self.directory.round(i).rows(name).read() for i in range(number - 1, 0, -1)]
+        old = replayed(fresh, earlier, self.config.replay, derive_seed(self.config.seed, "replay", name, number))
+        return [row_from_dict(dict(row)) for row in (*fresh, *old)], len(old)
+
+    def _told(self, here: RoundDirectory, stage: str, facts: Mapping[str, Any]) -> None:
+        what = f"loss {facts['loss']:.4f}, {facts['seconds']:.0f} s" if "loss" in facts else "nothing to learn from"
+        self.reporter.say(f"{here.path.name} train {stage}: {facts['rows']} rows, {what}")
+
+    # Evaluation
+
+    def _evaluate(self, candidate: _Candidate) -> None:
+        """Every method on the held-out questions."""
+        here = candidate.here
+        if here.metric("evaluate"):
+            return
+        seed = derive_seed(self.config.seed, "evaluate")
+        with self._stage(here, "evaluate") as facts:
+            records = []
+            for label, search in self.config.methods.items():
+                title = f"{here.path.name} evaluate {label}"
+                found = self._solve_into(here.evaluation(label), candidate.models, seed, search, self.held_out, title)
+                records += found
+            facts |= {"usage": _usage(records)}
+
+    def _gate(self, before: RoundDirectory, here: RoundDirectory) -> Verdict:
+        """Accept the candidate unless it is worse on the held-out questions than what stands."""
+        if not (noted := here.metric("gate")):
+            with self._stage(here, "gate") as facts:
+                verdict = decide(self._records(before), self._records(here), self.config.gate)
+                facts |= verdict.to_dict()
+            noted = facts
+        verdict = Verdict.from_dict(noted)
+        self.reporter.say(f"{here.path.name} gate: {'accepted' if verdict.accepted else 'REJECTED'} ({verdict.reason})")
+        return verdict
+
+    def _records(self, here: RoundDirectory) -> dict[str, list[Record]]:
+        """What every method answered on the held-out questions."""
+        return {label: [Record.from_dict(row) for row in here.evaluation(label).read()] for label in self.config.methods}
+
+    def _test(self, candidates: Sequence[_Candidate]) -> None:
+        """The last stage: test questions, read here for the first time, with the models of every round."""
+        if not self.config.test_questions:
+            return
+        self.task.open_test()
+        problems = self.task.load("test", self.config.test_questions)
+        seed = derive_seed(self.config.seed, "test")
+        for candidate in candidates:
+            here = candidate.here
+            if here.metric("test"):
+                continue
+            with self._stage(here, "test") as facts:
+                records = []
+                for label, search in self.config.methods.items():
+                    title = f"{here.path.name} test {label}"
+                    records += self._solve_into(here.test(label), candidate.models, seed, search, problems, title)
+                facts |= {"usage": _usage(records)}
+
+    # Models and files
+
+    def _solve_into(
+        self,
+        journal: Journal,
+        models: SolverConfig,
+        seed: int,
+        search: str | Mapping[str, Any],
+        problems: list[Problem],
+        title: str,
+    ) -> list[Record]:
+        """Solve what the journal does not hold yet, then complete it."""
+        solve = partial(self._solver(models).asolve, search=search, seed=seed)
+        keep_trees = journal.path.name.startswith("trees")
+        return solve_into(journal, problems, solve, self.task.check, self.config.concurrency, self.reporter, title, keep_trees)
 
     def _solver(self, models: SolverConfig) -> Solver:
         """The solver of `models`, loaded once. An engine that can take over another checkpoint does; others are closed."""
@@ -186,152 +358,25 @@ class _Loop:
             self._loaded[1].close()
             self._loaded = None
 
-    def _search(self, here: RoundDirectory, number: int, problems: list[Problem]) -> None:
-        """Stage 1: a tree for every training question."""
-        if here.trees.complete:
-            return
-        seed = derive_seed(self.config.seed, "search", number)
-        self._solve_into(here.trees, replace(self.models, seed=seed), self.models.search, problems, f"round {number} search")
+    @contextmanager
+    def _stage(self, here: RoundDirectory, name: str) -> Iterator[dict[str, Any]]:
+        """A stage whose facts are noted, and which so counts as done, when its block ends without an error."""
+        facts: dict[str, Any] = {}
+        started = time.perf_counter()
+        yield facts
+        facts["seconds"] = round(time.perf_counter() - started, 1)
+        here.note(name, facts)
 
-    def _evaluate(self, here: RoundDirectory, models: SolverConfig) -> None:
-        """Every method on the held-out questions."""
-        seed = derive_seed(self.config.seed, "evaluate")
-        for label, search in self.config.methods.items():
-            if not here.evaluation(label).complete:
-                title = f"{here.path.name} evaluate {label}"
-                self._solve_into(here.evaluation(label), replace(models, seed=seed), search, self.held_out, title)
 
-    def _solve_into(
-        self, journal: Journal, models: SolverConfig, search: str | Mapping[str, Any], problems: list[Problem], title: str
-    ) -> None:
-        """Solve what the journal does not hold yet, then complete it."""
-        solve = partial(self._solver(replace(models, seed=0)).asolve, search=search, seed=models.seed)
-        keep_trees = journal.path.name.startswith("trees")
-        solve_into(journal, problems, solve, self.task.check, self.config.concurrency, self.reporter, title, keep_trees)
+def _question_row(chosen: Chosen) -> dict[str, Any]:
+    problem = chosen.problem
+    row = {"id": problem.id, "question": problem.question, "gold": problem.gold}
+    return {**row, "source": chosen.source, "pass_rate": chosen.pass_rate}
 
-    def _rows(self, here: RoundDirectory, problems: list[Problem]) -> None:
-        """Stage 2: trees become the trainers' rows."""
-        if here.metric("rows"):
-            return
-        gold = {p.id: p for p in problems}
-        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("sft", *KINDS)}
-        searched = [record for record in here.trees.read() if "tree" in record]
-        for record in searched:
-            problem = gold[record["id"]]
-            tree = Tree.from_dict(record["tree"])
-            made = rows_from_tree(tree, problem, self.task, self.config.rows, self.config.critic_loss)
-            for name, found in made.items():
-                rows[name].extend({"id": f"{problem.id}/{i}", **row_to_dict(row)} for i, row in enumerate(found))
-        for name, found_rows in rows.items():
-            here.rows(name).write(found_rows)
-        solved = len({row["problem"] for row in rows["sft"]})
-        counts = {name: len(found_rows) for name, found_rows in rows.items()}
-        here.note("rows", {"searched": len(searched), "failed": len(problems) - len(searched), "solved": solved, **counts})
-        self.reporter.say(f"{here.path.name} rows: {solved} of {len(problems)} questions solved; {counts}")
 
-    def _train(self, here: RoundDirectory, number: int) -> SolverConfig:
-        """Stages 3 and 4: critics, then the policy. Returns the candidate."""
-        trained: dict[str, Any] = {
-            kind: str(self._train_critic(here, number, kind)) for kind in KINDS if kind in self.config.critics
-        }
-        critics = replace(self.models.critics, **trained)
-        policy = here.checkpoint("policy")
-        if not here.metric("sft"):
-            started = time.perf_counter()
-            rows: Sequence[Any] = [row_from_dict(r) for r in here.rows("sft").read()]
-            if not rows:
-                raise DataError(f"{here.path} has no right solution to learn from; search more questions, or easier ones")
-            seed = derive_seed(self.config.seed, "sft", number) % 2**31
-            metrics = train_sft(rows, self.models.engine.model, policy, self.config.sft, self.models.prompt, seed)
-            self._trained(here, "sft", metrics, started)
-        return replace(self.models, engine=replace(self.models.engine, model=str(policy)), critics=critics)
-
-    def _train_critic(self, here: RoundDirectory, number: int, kind: Kind) -> Path:
-        folder = here.checkpoint(kind)
-        if not here.metric(kind):
-            started = time.perf_counter()
-            rows: Sequence[Any] = [row_from_dict(r) for r in here.rows(kind).read()]
-            start = getattr(self.models.critics, kind) or self.models.engine.model
-            config: TrainConfig = getattr(self.config, kind)
-            seed = derive_seed(self.config.seed, kind, number) % 2**31
-            head, losses = self.config.head, self.config.critic_loss
-            metrics = train_critic(kind, rows, start, folder, config, head, self.models.prompt, seed, losses)
-            self._trained(here, kind, metrics, started)
-        return folder
-
-    def _trained(self, here: RoundDirectory, stage: str, metrics: Mapping[str, float], started: float) -> None:
-        seconds = time.perf_counter() - started
-        here.note(stage, {**metrics, "seconds": round(seconds, 1)})
-        self.reporter.say(
-            f"{here.path.name} train {stage}: {metrics['rows']} rows, loss {metrics['loss']:.4f}, {seconds:.0f} s"
-        )
-
-    def _gate(self, here: RoundDirectory, number: int) -> bool:
-        """Accept the candidate unless it is worse on the held-out questions than what stands."""
-        if not (verdict := here.metric("gate")):
-            before = self._standing(number)
-            changes = {label: self._compare(before, here, label) for label in self.config.methods}
-            worst = min(change.difference for change in changes.values())
-            mean = sum(change.difference for change in changes.values()) / len(changes)
-            accepted = worst >= -self.config.gate.tolerance and mean >= 0
-            verdict = {"accepted": accepted, **{label: str(change) for label, change in changes.items()}}
-            here.note("gate", verdict)
-        told = "; ".join(f"{label} {verdict[label]}" for label in self.config.methods)
-        self.reporter.say(f"{here.path.name} gate: {'accepted' if verdict['accepted'] else 'REJECTED'} ({told})")
-        return bool(verdict["accepted"])
-
-    def _standing(self, number: int) -> RoundDirectory:
-        """The last accepted round before `number`, or the start."""
-        for earlier in range(number - 1, 0, -1):
-            verdict = self.directory.round(earlier).metric("gate")
-            if verdict and verdict["accepted"]:
-                return self.directory.round(earlier)
-        return self.directory.round(0)
-
-    def _records(self, here: RoundDirectory, label: str) -> list[Record]:
-        return [Record.from_dict(row) for row in here.evaluation(label).read()]
-
-    def _compare(self, a: RoundDirectory, b: RoundDirectory, label: str) -> PairedDifference:
-        return paired_difference(self._records(a, label), self._records(b, label))
-
-    def _gains(self) -> dict[str, PairedDifference]:
-        """What the accepted rounds brought, and how far the methods lie apart before and after them."""
-        start, last = self.directory.round(0), self._standing(self.config.num_rounds + 1)
-        first, *others = self.config.methods
-        accepted = [] if last.path == start.path else [("last accepted round", last)]
-        gains = {
-            f"{label}: {when} against the start": self._compare(start, here, label)
-            for label in self.config.methods
-            for when, here in accepted
-        }
-        for when, here in [("the start", start), *accepted]:
-            for other in others:
-                pair = paired_difference(self._records(here, first), self._records(here, other))
-                gains[f"{other} against {first}, {when}"] = pair
-        return gains
-
-    def _report(self) -> dict[str, Any]:
-        """Accuracy by round and method, with intervals and paired differences."""
-        rounds = [self.directory.round(i) for i in range(self.config.num_rounds + 1)]
-        scores = [
-            Score.of(f"round {i} {label}", self._records(here, label))
-            for i, here in enumerate(rounds)
-            for label in self.config.methods
-        ]
-        gains = self._gains()
-        verdicts = [here.metric("gate") for here in rounds[1:]]
-        lines = [f"- {name}: {gain}" for name, gain in gains.items()]
-        lines += [f"- round {i}: {'accepted' if v and v['accepted'] else 'rejected'}" for i, v in enumerate(verdicts, 1)]
-        markdown = (
-            f"{to_markdown(scores)}\nPaired on the same {len(self.held_out)} held-out questions, 95 % intervals:\n\n"
-            + "\n".join(lines)
-            + "\n"
-        )
-        report = {
-            "scores": [score.to_dict() for score in scores],
-            "differences": {name: {**asdict(gain), "difference": gain.difference} for name, gain in gains.items()},
-            "rounds": verdicts,
-            "solver": asdict(self.models),
-        }
-        self.directory.write_report(report, markdown)
-        return {**report, "markdown": markdown}
+def _usage(records: Sequence[Record]) -> dict[str, Any]:
+    """What all records cost together."""
+    total = Usage()
+    for record in records:
+        total += record.usage
+    return asdict(total)

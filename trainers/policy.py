@@ -1,0 +1,90 @@
+"""How the policy is trained: one of several trainers, by name, each on rows of its own.
+
+sft              imitate right solutions (behaviour cloning, rejection sampling)
+weighted         the same, weighted by how much better than its question's mean a solution is
+distill          the search's own policy at every prefix (AlphaZero)
+dpo              better steps against worse ones behind the same prefix
+policy_gradient  on-policy samples and their rewards (REINFORCE and relatives); needs no rows
+joint            distill, and the value model on the same trunk (AlphaZero's loss)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from critics.modeling import HeadConfig
+from llm_mcts.errors import ConfigError, suggest
+from llm_mcts.solver import SolverConfig
+from llm_mcts.tasks.base import Task
+from llm_mcts.types import Problem
+from trainers.base import TrainConfig
+from trainers.distill import DistillConfig, train_distill
+from trainers.dpo import DPOConfig, train_dpo
+from trainers.joint import JointConfig, train_joint
+from trainers.policy_gradient import PolicyGradientConfig, train_policy_gradient
+from trainers.sft import WeightedConfig, train_sft
+
+PolicyMethod = Literal["sft", "weighted", "distill", "dpo", "policy_gradient", "joint"]
+
+
+@dataclass(frozen=True)
+class PolicyLossConfig:
+    """What the policy learns."""
+
+    method: PolicyMethod = "sft"
+    """sft, weighted, distill, dpo, policy_gradient or joint."""
+    start: Literal["last", "base"] = "last"
+    """The weights a round's training starts from. last: the policy that stands, so that rounds add up and a round needs only
+    its own rows (AlphaLLM); base: the policy that the run began with, so that errors do not add up either (STaR,
+    ReST-EM), for which earlier rounds' rows are needed too: raise replay.rounds."""
+    weighted: WeightedConfig = field(default_factory=WeightedConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """For distill and joint: what the search's policy is taken to be."""
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    policy_gradient: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(PolicyMethod):
+            raise ConfigError(f"policy_loss.method is '{self.method}'{suggest(self.method, get_args(PolicyMethod))}")
+        if self.start not in ("last", "base"):
+            raise ConfigError(f"policy_loss.start is '{self.start}'; expected last or base")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a round teaches its policy with."""
+
+    rows: Sequence[Any]
+    problems: Sequence[Problem]
+    """The round's questions that have an answer."""
+    task: Task
+    models: SolverConfig
+    """The policy to start from, and what stands beside it."""
+    seed: int
+    logs: Path | None = None
+
+
+def train_policy(
+    loss: PolicyLossConfig, lesson: Lesson, out: Path, value_out: Path, config: TrainConfig, head: HeadConfig
+) -> dict[str, Any]:
+    """Train the policy into `out`, with joint its value model into `value_out`; return the trainer's metrics.
+
+    Without rows where the trainer needs some nothing is written, and the metrics are empty.
+    """
+    rows, prompt, seed, logs = lesson.rows, lesson.models.prompt, lesson.seed, lesson.logs
+    start, value = lesson.models.engine.model, lesson.models.critics.value
+    if loss.method == "policy_gradient":
+        return train_policy_gradient(
+            lesson.problems, lesson.task, start, out, config, loss.policy_gradient, lesson.models, seed, value=value
+        )
+    if not rows:
+        return {}
+    if loss.method == "joint":
+        return train_joint(rows, start, out, value_out, config, loss.joint, head, prompt, seed, value_start=value, logs=logs)
+    if loss.method == "distill":
+        return train_distill(rows, start, out, config, loss.distill, prompt, seed, logs=logs)
+    if loss.method == "dpo":
+        return train_dpo(rows, start, out, config, loss.dpo, prompt, seed, logs=logs)
+    return train_sft(rows, start, out, config, prompt, seed, logs=logs)
