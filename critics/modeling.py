@@ -144,6 +144,11 @@ class CriticModel(nn.Module):
         return self.backbone.config
 
     @property
+    def _no_split_modules(self) -> Any:
+        """The backbone's layers, which FSDP shards one by one."""
+        return self.backbone._no_split_modules
+
+    @property
     def prompt_format(self) -> PromptFormat:
         """The format it was trained in."""
         return PromptFormat(self.prompt_config, chat_template_of(self.tokenizer))

@@ -112,6 +112,7 @@ def improve(argv: list[str]) -> None:
 
 def train(argv: list[str]) -> None:
     """One trainer on rows from a file."""
+    from trainers.processes import is_main_process
     from trainers.train import TRAINERS, TrainJob, train_from_file
 
     parser = _parser("train", "llm-mcts train orm runs/first/round_001/rows/orm.jsonl --out models/orm")
@@ -120,6 +121,8 @@ def train(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     args, job = _parse(parser, TrainJob, argv)
     metrics = train_from_file(args.kind, args.rows, args.out, job)
+    if not is_main_process():
+        return
     print(
         json.dumps(metrics)
         if args.json

@@ -1,7 +1,8 @@
 """What all trainers share: the configuration, the collator and the call of transformers' Trainer.
 
-The Trainer brings gradient accumulation, mixed precision, sharding (through `accelerate launch`), resuming and tracking.
-Ours is the loss, in `losses.py`, and the rows, encoded exactly as the policy and the critics encode them.
+The Trainer brings gradient accumulation, mixed precision, sharding (through `accelerate launch`) and tracking. Ours is the
+loss, in `losses.py`, its normalisation over a step, in `terms.py` and `loss_trainer.py`, and the rows, encoded exactly as the
+policy and the critics encode them.
 """
 
 import logging
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ from critics.modeling import LoraSpec
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptFormat
 from trainers.losses import IGNORE
+from trainers.processes import is_main_process, wait_for_all
 from trainers.rows import PairRow, SolutionRow, StepRow, TreeRow
+from trainers.terms import Counts, Loss, counted, pairs
+from trainers.tracking import Tracking, tracker
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +54,17 @@ class TrainConfig:
     trunk: bool = False
     """Critics: train the head alone, on the backbone of `start` as it is. A policy with these weights then scores its own
     steps for the price of their last tokens (AlphaZero's shared trunk)."""
+    tracking: Tracking = "tensorboard"
+    """Where loss, gradient norm and learning rate go: tensorboard, wandb (Weights & Biases) or none."""
+    log_every: int = 10
+    """Steps from one tracked value to the next, at least 1; a value is the mean of its steps."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "batch_size", "accumulation", "max_length"):
+        for name in ("epochs", "learning_rate", "batch_size", "accumulation", "max_length", "log_every"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected above 0")
+        if self.tracking not in get_args(Tracking):
+            raise ConfigError(f"tracking is '{self.tracking}'; expected one of {', '.join(get_args(Tracking))}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is {self.warmup}; expected a share in [0, 1)")
 
@@ -192,53 +202,79 @@ def token_labels(batch: dict[str, Tensor], which: str = "mask") -> Tensor:
 def fit(
     model: torch.nn.Module,
     rows: Sequence[Encoded] | Sequence[EncodedPair],
-    loss: Callable[[torch.nn.Module, dict[str, Tensor]], Tensor],
+    loss: Loss,
     config: TrainConfig,
     seed: int,
+    counts: Counts | None = None,
+    logs: Path | None = None,
 ) -> dict[str, float]:
     """Train `model` in place; return rows used and left out, steps, and the mean loss of the last tenth of the steps.
 
+    Under `accelerate launch` every process calls it alike, and the model comes back whole on the first one.
+
+    Args:
+        loss: a mean over what counts in a batch, or several such means that are added.
+        counts: what these means are over, one each, so that a step's loss does not depend on how its rows are dealt out to
+            forwards and processes. None, for a single mean: over pairs where the rows are pairs, by the weights where they
+            have weights, else over the positions of the mask.
+        logs: folder for what is tracked; None: nothing is.
+
     Raises:
+        ConfigError: tracking wants a package that is not there, or the launcher shards in a way that is not supported.
         DataError: no row fits `max_length`.
+        ModelError: the loss or a weight is no number, or memory ran out.
     """
-    from transformers import PrinterCallback, Trainer, TrainingArguments
-
     kept = _usable(rows, config.max_length)
-    losses: list[float] = []
-
-    class LossTrainer(Trainer):  # type: ignore[misc]
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-            value = loss(model, inputs)
-            losses.append(float(value.detach()))
-            return (value, {}) if return_outputs else value
-
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=config.accumulation,
-            warmup_steps=config.warmup,
-            weight_decay=config.weight_decay,
-            lr_scheduler_type="linear",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            seed=seed,
-            data_seed=seed,
-        )
-        trainer = LossTrainer(model=model, args=arguments, train_dataset=kept, data_collator=collate)
-        trainer.model_accepts_loss_kwargs = False  # our loss is a mean: let the Trainer divide it by the accumulation
-        trainer.remove_callback(PrinterCallback)  # standard output belongs to the command's own result
-        trainer.train()
+    with tempfile.TemporaryDirectory() as scratch, tracker(config.tracking, logs) as callbacks:
+        losses = _run_trainer(model, kept, loss, counts or _one_count(kept), config, seed, scratch, callbacks)
     model.eval()
     tail = losses[-max(1, len(losses) // 10) :]
-    steps = trainer.state.global_step
-    return {"rows": len(kept), "left_out": len(rows) - len(kept), "steps": steps, "loss": sum(tail) / len(tail)}
+    return {"rows": len(kept), "left_out": len(rows) - len(kept), "steps": len(losses), "loss": sum(tail) / len(tail)}
+
+
+def _run_trainer(
+    model: torch.nn.Module,
+    rows: Sequence[Encoded | EncodedPair],
+    loss: Loss,
+    counts: Counts,
+    config: TrainConfig,
+    seed: int,
+    scratch: str,
+    callbacks: list[Any],
+) -> list[float]:
+    """Train; the loss of each step."""
+    from transformers import TrainingArguments
+
+    from trainers.loss_trainer import LossTrainer
+
+    arguments = TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="linear",
+        save_strategy="no",
+        logging_strategy="steps" if callbacks else "no",
+        logging_steps=config.log_every,
+        report_to=[],  # the callbacks are ours to make: they know the folder
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=seed,
+        data_seed=seed,
+    )
+    trainer = LossTrainer(
+        loss, counts, model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=callbacks
+    )
+    return trainer.run()
+
+
+def _one_count(rows: Sequence[Encoded | EncodedPair]) -> Counts:
+    count = pairs if isinstance(rows[0], EncodedPair) else counted
+    return lambda batch: (count(batch),)
 
 
 def _usable(rows: Sequence[Encoded] | Sequence[EncodedPair], max_length: int) -> list[Encoded | EncodedPair]:
@@ -254,10 +290,15 @@ def _usable(rows: Sequence[Encoded] | Sequence[EncodedPair], max_length: int) ->
 
 
 def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
-    """Write a checkpoint beside `folder`, then rename: the folder is whole or absent."""
-    scratch = folder.with_name(folder.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    """Write a checkpoint beside `folder`, then rename: the folder is whole or absent.
+
+    Of several processes the first one writes, and all return when it is there.
+    """
+    if is_main_process():
+        scratch = folder.with_name(folder.name + ".part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        save(scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    wait_for_all()

@@ -40,9 +40,9 @@ from trainers.losses import next_token_loss, pairwise_loss, score_cross_entropy,
 from trainers.objectives import CriticLossConfig, ValueObjective, needed_rows
 from trainers.returns import lambda_returns, outcome_rewards
 from trainers.rows import PairRow, Row, SolutionRow, StepRow, TreeRow, check_row
+from trainers.terms import Batch, Counts, Loss, counted, tokens
 from trainers.tree_rows import each_node_once
 
-Batch = dict[str, Tensor]
 EncodeRow = Callable[[Any, PromptFormat, Encoder], Encoded | EncodedPair]
 POINTWISE = {"mse": score_mse, "cross_entropy": score_cross_entropy}
 
@@ -129,6 +129,7 @@ def train_critic(
     prompt: PromptConfig | None = None,
     seed: int = 0,
     losses: CriticLossConfig | None = None,
+    logs: Path | None = None,
 ) -> dict[str, float]:
     """Train a critic and write its checkpoint to `out`.
 
@@ -136,6 +137,7 @@ def train_critic(
         start: a critic checkpoint of the same kind to go on from, or a language model whose backbone gets a new head.
         head, prompt: for a new critic; a checkpoint brings its own.
         losses: the objectives, of which `kind` has its own.
+        logs: folder for what is tracked, if any.
 
     Raises:
         ConfigError: `start` is a critic with an adapter and LoRA is off, or the other way round; or the objective asks the
@@ -158,22 +160,27 @@ def train_critic(
     if made.lm_weight:
         eos = model.tokenizer.eos_token_id
         encoded = [with_language_labels(e, row, fmt, encode, eos) for e, row in zip(encoded, rows, strict=True)]  # type: ignore[arg-type]
-    metrics = fit(model, encoded, _batch_loss(made), config, seed)
+    metrics = fit(model, encoded, _batch_loss(made), config, seed, _counts(made), logs)
     save_atomically(model.save_pretrained, out)
     return metrics
 
 
-def _batch_loss(made: Recipe) -> Callable[[Any, Batch], Tensor]:
+def _batch_loss(made: Recipe) -> Loss:
     """The loss of a batch: the score's, and beside it lm_weight times the language model's."""
 
     def score_alone(model: Any, batch: Batch) -> Tensor:
         return made.loss(model(batch["input_ids"], batch["attention_mask"]), batch)
 
-    def with_language(model: Any, batch: Batch) -> Tensor:
+    def with_language(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, language = model(batch["input_ids"], batch["attention_mask"], with_language=True)
-        return made.loss(logits, batch) + made.lm_weight * next_token_loss(language, token_labels(batch, "written"))
+        return made.loss(logits, batch), made.lm_weight * next_token_loss(language, token_labels(batch, "written"))
 
     return with_language if made.lm_weight else score_alone
+
+
+def _counts(made: Recipe) -> Counts | None:
+    """What the loss's means are over: with the language model's beside it, two different things."""
+    return (lambda batch: (counted(batch), tokens(batch, "written"))) if made.lm_weight else None
 
 
 def _load(

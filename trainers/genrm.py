@@ -22,9 +22,10 @@ from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer, resolv
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
 from llm_mcts.types import State, Step
-from trainers.base import Encoded, TrainConfig, encode_solution, fit, save_atomically
-from trainers.losses import mixed_next_token_loss
+from trainers.base import Encoded, TrainConfig, encode_solution, fit, save_atomically, token_labels
+from trainers.losses import next_token_loss
 from trainers.rows import SolutionRow, StepRow, VerdictRow
+from trainers.terms import Batch, tokens
 
 VERIFY, SOLVE = 0.0, 1.0
 """What a token of a mixed batch belongs to (the `labels` of its row)."""
@@ -96,6 +97,32 @@ def encode_verdict(row: VerdictRow, kind: VerdictKind, fmt: PromptFormat, encode
     return Encoded(ids, [VERIFY] * len(ids), [i >= start for i in range(len(ids))])
 
 
+def verdict_terms(logits: Tensor, batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
+    """L_verify and weight * L_correct of a batch: two means of -log p(token t+1 | tokens <= t), each over its own tokens.
+
+    The mean over no token is not a number; `verdict_counts` says that it has no part in the loss.
+
+    Args:
+        logits: [B, T, V].
+        weight: lambda, at least 0.
+    """
+    split = _with_purposes(batch)
+    verify, solve = (next_token_loss(logits, token_labels(split, purpose)) for purpose in ("verify", "solve"))
+    return verify, weight * solve
+
+
+def verdict_counts(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The tokens of verdicts and rationales, and those of right solutions."""
+    split = _with_purposes(batch)
+    return tokens(split, "verify"), tokens(split, "solve")
+
+
+def _with_purposes(batch: Batch) -> Batch:
+    """The batch with its mask in two: what is there to verify, and what to solve."""
+    solving = batch["labels"] == SOLVE
+    return {**batch, "verify": batch["mask"] & ~solving, "solve": batch["mask"] & solving}
+
+
 def train_genrm(
     rows: Sequence[VerdictRow],
     start: str,
@@ -104,8 +131,9 @@ def train_genrm(
     genrm: GenRMConfig | None = None,
     prompt: PromptConfig | None = None,
     seed: int = 0,
+    logs: Path | None = None,
 ) -> dict[str, float]:
-    """Train model `start` on verdicts and on solving, and write the verifier's checkpoint to `out`.
+    """Train model `start` on verdicts and on solving, and write the verifier's checkpoint to `out`; track it in `logs`.
 
     Raises:
         DataError: rows with rationales for a verifier without, or the other way round.
@@ -129,12 +157,11 @@ def train_genrm(
         solved = dict.fromkeys((row.problem, row.question, row.steps) for row in rows if row.right and genrm.kind != "prm")
         encoded += [encode_solution(SolutionRow(*one, SOLVE), fmt, encode, tokenizer.eos_token_id) for one in solved]
 
-    def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        solving = batch["mask"] & (batch["labels"] == SOLVE)
-        return mixed_next_token_loss(logits, batch["input_ids"], batch["mask"] & ~solving, solving, genrm.solving_weight)
+        return verdict_terms(logits, batch, genrm.solving_weight)
 
-    metrics = fit(model, encoded, batch_loss, config, seed)
+    metrics = fit(model, encoded, batch_loss, config, seed, verdict_counts, logs)
     about = VerifierFile(genrm.kind, start, asdict(fmt.config), asdict(genrm.verifier))
 
     def save(folder: Path) -> None:

@@ -73,23 +73,3 @@ def pairwise_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum() / weights.sum()
-
-
-def mixed_next_token_loss(logits: Tensor, ids: Tensor, verify: Tensor, solve: Tensor, weight: float) -> Tensor:
-    """GenRM's L_verify + weight * L_correct (arXiv 2408.15240): two means of -log p(token t+1 | tokens <= t).
-
-    A batch without tokens of one kind has no such term.
-
-    Args:
-        logits: [B, T, V].
-        ids: [B, T] token ids.
-        verify: [B, T] boolean: tokens of verdicts and rationales.
-        solve: [B, T] boolean: tokens of right solutions.
-        weight: lambda, at least 0.
-    """
-    terms = [
-        share * next_token_loss(logits, torch.where(mask, ids, IGNORE))
-        for mask, share in ((verify, 1.0), (solve, weight))
-        if mask[:, 1:].any()
-    ]
-    return torch.stack(terms).sum()

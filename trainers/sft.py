@@ -13,6 +13,7 @@ from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_
 from trainers.base import TrainConfig, encode_solution, fit, save_atomically, token_labels
 from trainers.datasets import SolutionRow
 from trainers.losses import next_token_loss
+from trainers.terms import tokens
 
 
 def train_sft(
@@ -22,8 +23,11 @@ def train_sft(
     config: TrainConfig,
     prompt: PromptConfig | None = None,
     seed: int = 0,
+    logs: Path | None = None,
 ) -> dict[str, float]:
     """Fine-tune model `start` on `rows` and write it to `out`: the whole model, or with LoRA base and adapter merged.
+
+    Track it in folder `logs`, if one is given.
 
     Raises:
         DataError: a row is labelled wrong; only right solutions are imitated.
@@ -46,7 +50,7 @@ def train_sft(
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         return next_token_loss(logits, token_labels(batch))
 
-    metrics = fit(model, encoded, batch_loss, config, seed)
+    metrics = fit(model, encoded, batch_loss, config, seed, lambda batch: (tokens(batch),), logs)
 
     def save(folder: Path) -> None:
         whole = model.merge_and_unload() if config.lora.rank > 0 else model

@@ -39,7 +39,7 @@ class TrainJob:
 
 
 def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str, float]:
-    """Train on a file of rows and write the checkpoint to `out`.
+    """Train on a file of rows and write the checkpoint to `out`, and what is tracked to the folder `logs/NAME` beside it.
 
     Raises:
         ConfigError: `out` exists.
@@ -47,10 +47,12 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another --out")
+    logs = out.parent / "logs" / out.name
     if kind == "sft":
-        return train_sft(read_rows("sft", file, SolutionRow), job.start, out, job.train, job.prompt, job.seed)
+        return train_sft(read_rows("sft", file, SolutionRow), job.start, out, job.train, job.prompt, job.seed, logs)
     if kind == "genrm":
-        return train_genrm(read_verdicts(file, job.genrm.kind), job.start, out, job.train, job.genrm, job.prompt, job.seed)
+        verdicts = read_verdicts(file, job.genrm.kind)
+        return train_genrm(verdicts, job.start, out, job.train, job.genrm, job.prompt, job.seed, logs)
     rows = read_rows(kind, file, needed_rows(kind, job.critic_loss))  # type: ignore[arg-type]
     return train_critic(
         kind,  # type: ignore[arg-type]
@@ -62,6 +64,7 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
         job.prompt,
         job.seed,
         job.critic_loss,
+        logs,
     )
 
 

@@ -20,8 +20,17 @@ from llm_mcts.errors import ConfigError, DataError, ModelError
 from llm_mcts.prompts import RATIONALE, Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step
 from trainers.base import TrainConfig
-from trainers.genrm import GenRMConfig, balanced, encode_verdict, train_genrm, verdict_rows
-from trainers.losses import mixed_next_token_loss
+from trainers.genrm import (
+    SOLVE,
+    VERIFY,
+    GenRMConfig,
+    balanced,
+    encode_verdict,
+    train_genrm,
+    verdict_counts,
+    verdict_rows,
+    verdict_terms,
+)
 from trainers.rationales import arithmetic_rationale, evaluate, model_rationales
 from trainers.rows import SolutionRow, StepRow, VerdictRow
 
@@ -34,16 +43,18 @@ PLAIN = PromptFormat(PromptConfig())
 def test_the_mixed_loss_by_hand() -> None:
     # Two words; token t + 1 is predicted at t. p(token 1) is 0.25 at position 0, 0.5 at 1, 0.8 at 2.
     p = torch.tensor([[[0.75, 0.25], [0.5, 0.5], [0.2, 0.8], [0.5, 0.5]]])
-    ids = torch.tensor([[0, 1, 1, 1]])
-    verify = torch.tensor([[False, True, False, False]])
-    solve = torch.tensor([[False, False, True, True]])
-    # -log 0.25 + 1/3 * (-log 0.5 - log 0.8) / 2
-    expected = -log(0.25) + (-log(0.5) - log(0.8)) / 2 / 3
-    assert float(mixed_next_token_loss(p.log(), ids, verify, solve, 1 / 3)) == pytest.approx(expected, abs=1e-6)
-    nothing = torch.zeros_like(verify)
-    assert float(mixed_next_token_loss(p.log(), ids, verify, nothing, 1 / 3)) == pytest.approx(-log(0.25), abs=1e-6)
-    alone = float(mixed_next_token_loss(p.log(), ids, nothing, solve, 0.5))
-    assert alone == pytest.approx((-log(0.5) - log(0.8)) / 4, abs=1e-6)
+    batch = {
+        "input_ids": torch.tensor([[0, 1, 1, 1]]),
+        "mask": torch.tensor([[False, True, True, True]]),
+        "labels": torch.tensor([[SOLVE, VERIFY, SOLVE, SOLVE]]),
+    }
+    verify, solve = verdict_terms(p.log(), batch, 1 / 3)
+    # -log 0.25, and 1/3 * (-log 0.5 - log 0.8) / 2
+    assert float(verify) == pytest.approx(-log(0.25), abs=1e-6)
+    assert float(solve) == pytest.approx((-log(0.5) - log(0.8)) / 2 / 3, abs=1e-6)
+    assert [int(n) for n in verdict_counts(batch)] == [1, 2]
+    batch["mask"] = torch.tensor([[False, True, False, False]])
+    assert [int(n) for n in verdict_counts(batch)] == [1, 0]
 
 
 @pytest.mark.parametrize("rationale", ["", "5 + 3 = 8.\nEach step follows."])

@@ -1,0 +1,138 @@
+"""transformers' Trainer with a loss of our own, normalised over the whole optimiser step (`trainers.terms`).
+
+The Trainer's data-parallel reduction averages gradients over W processes, so each forward's backward takes W times its
+share of the step's loss. Then 2 processes with B rows each, 2 forwards of B rows and 1 forward of 2 B rows take the same step.
+Two more things the Trainer leaves open:
+
+the last rows of an epoch   accelerate fills the processes' last batches up with rows from the epoch's beginning; here they
+                            do not count
+a loss that is no number    ends the training, on all processes, before it reaches the weights
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from math import ceil, isfinite
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from transformers import PrinterCallback, Trainer
+
+from llm_mcts.errors import ConfigError, ModelError
+from trainers.processes import make_whole
+from trainers.terms import Batch, Counts, Loss, share
+
+SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
+COUNTS = "counts of the loss's means"
+"""Where a batch carries them from its drawing to its forward."""
+
+
+class LossTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer for `loss`, whose means are over `counts`."""
+
+    def __init__(self, loss: Loss, counts: Counts, **given: Any) -> None:
+        super().__init__(**given)
+        self.loss, self.counts = loss, counts
+        self.step_losses: list[float] = []
+        """The loss of each step so far, over the rows of all processes."""
+        # Says that the loss is normalised already: the Trainer must not divide it by the accumulation.
+        self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)  # standard output belongs to the command's own result
+        self._height = len(self.train_dataset[0].parts)  # 2 where a row is a pair
+        self._part = torch.zeros(())
+        self._drawn = 0
+
+    def run(self) -> list[float]:
+        """Train; the loss of each step. The model comes back whole on the first process.
+
+        Raises:
+            ConfigError: the launcher distributes the model in a way in which it could not be saved whole.
+            ModelError: the loss or a weight is no number, or memory ran out.
+        """
+        self._check_launch()
+        try:
+            self.train()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"memory ran out in step {len(self.step_losses) + 1} with batch_size {self.args.per_device_train_batch_size}; "
+                "expected room for one forward and backward: lower batch_size and raise accumulation as much, or lower "
+                "max_length, or set lora.rank above 0"
+            ) from error
+        self._check_weights()
+        if self.accelerator.distributed_type is DistributedType.FSDP:
+            make_whole(self.model)
+        return self.step_losses
+
+    def _check_launch(self) -> None:
+        kind = self.accelerator.distributed_type
+        version = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 2) if kind is DistributedType.FSDP else 2
+        if kind not in SUPPORTED or version != 2:
+            raise ConfigError(
+                f"accelerate launched with distributed_type {kind.value}{' of fsdp_version 1' if version != 2 else ''}; expected "
+                "several GPUs or CPU processes, or FSDP of fsdp_version 2: see configs/accelerate"
+            )
+
+    def _check_weights(self) -> None:
+        """Refuse a model that its last step broke: its loss was a number, its gradient was not."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not bool(parameter.detach().isfinite().all()):
+                raise ModelError(
+                    f"parameter {name} holds what is no number after {len(self.step_losses)} steps; expected numbers: lower "
+                    f"learning_rate ({self.args.learning_rate:g}), and look at the rows' labels and weights"
+                )
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list[Batch], Tensor]:
+        """The batches of one optimiser step, and what its means are over: [K], over all of them, on all processes."""
+        batches: list[Batch] = list(islice(epoch_iterator, num_batches))
+        for batch in batches:
+            self._drawn += 1
+            own = self._own_rows()
+            for name, tensor in batch.items():
+                batch[name] = tensor[: max(own, 1) * self._height]
+            counts = torch.stack([count.float() for count in self.counts(batch)])
+            # A process without a row of its own takes part in the forward, with a repeated row that counts nothing.
+            batch[COUNTS] = counts if own else torch.zeros_like(counts)
+        return batches, self.accelerator.reduce(torch.stack([batch[COUNTS] for batch in batches]).sum(0), "sum")
+
+    def _own_rows(self) -> int:
+        """How many rows of the batch drawn last are this process's own; the others repeat the epoch's first."""
+        size, processes = self.args.train_batch_size, self.accelerator.num_processes
+        rows = len(self.train_dataset)
+        per_epoch = ceil(rows / (size * processes))
+        if self._drawn % per_epoch:
+            return size
+        return min(max(rows - (per_epoch - 1) * size * processes - self.accelerator.process_index * size, 0), size)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """W times this forward's share of the step's loss."""
+        assert num_items_in_batch is not None
+        counts = inputs.pop(COUNTS)
+        means = self.loss(model, inputs)
+        terms = torch.stack([means] if isinstance(means, Tensor) else list(means))
+        value = share(terms.float(), counts, num_items_in_batch)
+        self._part = self._part.to(value.device) + value.detach()
+        value = value * self.accelerator.num_processes
+        return (value, {}) if return_outputs else value
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """Forward and backward; with a step's last, the step's loss is summed up and checked, before it moves a weight."""
+        part: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            loss = float(self.accelerator.reduce(self._part, "sum"))
+            if not isfinite(loss):
+                raise ModelError(
+                    f"the loss is {loss} in step {len(self.step_losses) + 1} of {self.state.max_steps}; expected a number: "
+                    f"lower learning_rate ({self.args.learning_rate:g}), and look at the rows' labels and weights"
+                )
+            self.step_losses.append(loss)
+            self._part = torch.zeros_like(self._part)
+        return part
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
