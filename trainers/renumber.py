@@ -97,8 +97,10 @@ class Number:
 
 
 def numbers_in(question: str) -> list[Number]:
-    """The numbers that may change, in order."""
-    return [number for match in _FIGURES.finditer(question) if (number := _changeable(question, match))]
+    """The numbers that may change, in order. A value that has to stay in one place stays in all."""
+    found = [(_value(match), _changeable(question, match)) for match in _FIGURES.finditer(question)]
+    fixed = {value for value, number in found if number is None}
+    return [number for value, number in found if number is not None and value not in fixed]
 
 
 def _changeable(question: str, match: re.Match[str]) -> Number | None:

@@ -2,10 +2,10 @@
 
     48/2 = 24, 48+24 = 72  with 48 -> 60  gives  60/2 = 30, 60+30 = 90
 
-Each number of an equation is an earlier result, a number of the question, or a constant of the solution's own (the 2 of a
-half). One that could be two of these is not decided here: such a solution cannot be worked again. What comes out tells
-whether the new numbers fit each other; it is not taken for the gold answer, for a 2 of the question and a 2 of "half" look
-the same.
+Each number of an equation is an earlier result (the last one that was so much), a number of the question, or a constant of
+the solution's own (the 2 of a half). Where it could be both of the first two, nothing is decided from there on. What comes
+out tells whether the new numbers fit each other; it is not taken for the gold answer, for the 2 of "2 boxes" and the 2 of
+"half" look the same.
 """
 
 import re
@@ -17,23 +17,36 @@ from trainers.renumber import Changes
 
 _ANNOTATED = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+_GRAINS = (Fraction(1), Fraction(1, 100))
+"""Whole things and cents: what was a multiple of one has to remain one."""
 
 
-def reworked(solution: str, gold: str, changes: Changes) -> list[tuple[Fraction, Fraction]] | None:
-    """The old and new result of every equation, in order.
-
-    None where the solution cannot be worked again: its last equation does not give the gold answer, one does not hold, or a
-    number could be an earlier result as well as one of the question's.
-    """
+def reworked(solution: str, changes: Changes) -> list[tuple[Fraction, Fraction]]:
+    """The old and new result of each equation in order, up to the first that cannot be worked again."""
     results: Changes = {}
     found: list[tuple[Fraction, Fraction]] = []
-    for expression, stated in _equations(solution):
+    for expression, stated in equations_of(solution):
         old, new = parse_number(stated), _worked(expression, results, changes)
-        if old is None or new is None or evaluate(expression) != old or results.get(old, new) != new:
-            return None
+        if old is None or new is None or evaluate(expression) != old:
+            break
         results[old] = new
         found.append((old, new))
-    return found if found and found[-1][0] == parse_number(gold) else None
+    return found
+
+
+def makes_sense(solution: str, changes: Changes) -> bool:
+    """Whether every result, as far as the solution can be worked again, is positive, whole, or a whole number of cents, if
+    it was before."""
+    return all(
+        (new > 0 or old <= 0) and all((new / grain).denominator == 1 for grain in _GRAINS if (old / grain).denominator == 1)
+        for old, new in reworked(solution, changes)
+    )
+
+
+def equations_of(solution: str) -> list[tuple[str, str]]:
+    """Expressions with their stated results: GSM8K's annotations where there are any, else the equations of the lines."""
+    annotated: list[tuple[str, str]] = _ANNOTATED.findall(solution)
+    return annotated or [pair for line in solution.split("\n") for pair in equations(line)]
 
 
 def _worked(expression: str, results: Changes, changes: Changes) -> Fraction | None:
@@ -43,15 +56,3 @@ def _worked(expression: str, results: Changes, changes: Changes) -> Fraction | N
         return None
     new = {**changes, **results}
     return evaluate(_NUMBER.sub(lambda match: f"({new.get(Fraction(match[0]), Fraction(match[0]))})", expression))
-
-
-def makes_sense(solution: str, gold: str, changes: Changes) -> bool:
-    """Whether every result that was whole or positive still is; True where the solution cannot be worked again."""
-    results = reworked(solution, gold, changes) or []
-    return all((new > 0 or old <= 0) and (new.denominator == 1 or old.denominator > 1) for old, new in results)
-
-
-def _equations(solution: str) -> list[tuple[str, str]]:
-    """Expressions with their stated results: GSM8K's annotations where there are any, else the equations of the lines."""
-    annotated = _ANNOTATED.findall(solution)
-    return annotated or [pair for line in solution.split("\n") for pair in equations(line)]
