@@ -6,6 +6,7 @@
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm, genrm) on rows from a file
     llm-mcts label --out DIR              labels of solutions or steps, without people: rows for the critics
     llm-mcts rationales ROWS --out FILE   why solutions are right or wrong: rows for a verifier in words
+    llm-mcts imagine --out DIR            new training questions from old ones
     llm-mcts diagnose CRITIC [CRITIC …]   whether critics rank solutions, are calibrated and choose well
     llm-mcts serve                        answer over HTTP, in OpenAI's form
 
@@ -158,6 +159,19 @@ def rationales(argv: list[str]) -> None:
     print(json.dumps(report) if args.json else f"{args.out}: {report['rows']} rows; refused: {refused}")
 
 
+def imagine(argv: list[str]) -> None:
+    """New questions from a task's training questions: other numbers, backward, in other words, or harder."""
+    from llm_mcts.progress import Reporter
+    from trainers.imagine_task import ImagineTaskConfig, imagine_from_task, told
+
+    parser = _parser("imagine", "llm-mcts imagine --config configs/imagine/numbers.yaml --out imagined")
+    parser.add_argument("--out", type=Path, required=True, help="folder for questions.jsonl, the records and report.json")
+    parser.add_argument("--resume", action="store_true", help="go on with the questions in --out")
+    args, config = _parse(parser, ImagineTaskConfig, argv)
+    report = imagine_from_task(config, args.out, args.resume, Reporter(quiet=args.json))
+    print(json.dumps(report) if args.json else told(report, args.out))
+
+
 def diagnose(argv: list[str]) -> None:
     """Whether critics rank solutions of held-out questions, are calibrated, and choose better than a majority."""
     from critics.diagnose import DiagnoseConfig, Requests
@@ -211,6 +225,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "label": label,
     "rationales": rationales,
+    "imagine": imagine,
     "diagnose": diagnose,
     "serve": serve,
 }

@@ -5,6 +5,7 @@ segment is tokenised by itself, so the tokens of a state are always a prefix of 
 is what lets a cache be shared along the tree, and a critic score the very tokens it was trained on.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -43,6 +44,46 @@ EXAMPLES = [
         "Ann has 2 * 7 = 14 marbles.\nTom has 14 + 5 = 19 marbles.\n#### 19",
     ),
 ]
+
+Rewriting = Literal["rephrase", "evolve"]
+"""rephrase: the same problem in other words (MetaMath); evolve: a harder one (Evol-Instruct, WizardMath)."""
+
+# What is asked, what the reply is called, and a worked example, all but the idea written for this project.
+REWRITINGS: dict[Rewriting, tuple[str, str, tuple[tuple[str, str], ...]]] = {
+    "rephrase": (
+        "Say the math problem in other words. Keep all its numbers and what it asks for. "
+        "Reply with the new problem alone, in one paragraph, without its solution.",
+        "In other words",
+        (
+            (
+                EXAMPLES[0][0],
+                "Out of 3 trays with 12 rolls on each, a baker sells 20 rolls. How many rolls does the baker still have?",
+            ),
+            (
+                EXAMPLES[1][0],
+                "Lena's book has 140 pages. If she reads 15 of them every day, how many has she not read after 6 days?",
+            ),
+        ),
+    ),
+    "evolve": (
+        "Make the math problem harder: add one condition, so that its solution takes one or two steps more. It has to state "
+        "all that is needed and to have one number as its answer. "
+        "Reply with the new problem alone, in one paragraph, without its solution.",
+        "Harder problem",
+        (
+            (
+                EXAMPLES[0][0],
+                "A baker makes 3 trays of 12 rolls, burns 4 of them and sells 20. "
+                "He packs the rest in bags of 6. How many bags does he fill?",
+            ),
+            (
+                EXAMPLES[3][0],
+                "Tom has 5 more marbles than Ann, and Ann has twice as many as Joe. "
+                "Joe has 7 and gives 3 of them to Tom. How many does Tom have now?",
+            ),
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -128,6 +169,15 @@ class PromptFormat:
             return (self._chat_template([{"role": "user", "content": message}]),)
         return (*self.segments(state), f"{RATIONALE}\n" if rationale else asked)
 
+    def rewriting(self, question: str, how: Rewriting) -> tuple[str, ...]:
+        """A call for a new problem made from a question, up to where it begins."""
+        asked, label, examples = REWRITINGS[how]
+        if self.config.style == "chat":
+            assert self._chat_template is not None
+            return (self._chat_template([{"role": "user", "content": f"{asked}\n\nProblem: {question}"}]),)
+        shown = "".join(f"Problem: {old}\n{label}: {new}\n\n" for old, new in examples)
+        return (f"{asked}\n\n{shown}Problem: {question}\n{label}:",)
+
     def critique(self, state: State, reference: str, asked: str) -> tuple[str, ...]:
         """A call for a rationale about a solution with a right one in view (GenRM's reference-guided critiques)."""
         text = (
@@ -160,6 +210,29 @@ class PromptFormat:
             if steps[-1].terminal:
                 break
         return tuple(steps)
+
+
+_ASKS = re.compile(
+    r"(?:how|what|which|when|find|calculate|determine|compute|work out|give|state|express|estimate|solve)\b", re.IGNORECASE
+)
+_SAYS_MORE = re.compile(
+    r"####|\\\\boxed|\b(?:answer|solution|explanation|note|step 1)\s*:|^(?:sure|certainly|of course|here)\b", re.IGNORECASE
+)
+
+
+def read_question(text: str, longest: int = 1000) -> str | None:
+    """The problem that a model wrote when asked for one, or None where the text is anything but one problem.
+
+    It has to be one paragraph of at most `longest` characters that ends in a question, or in a sentence that begins with
+    "Find" or the like; talk before it or a solution behind it make it no problem.
+    """
+    question = text.strip()
+    for label in ("Problem:", "New problem:", "Question:", *(f"{label}:" for _, label, _ in REWRITINGS.values())):
+        question = question.removeprefix(label).lstrip()
+    if not question or len(question) > longest or "\n" in question or _SAYS_MORE.search(question):
+        return None
+    last = re.split(r"(?<=[.!?])\s+", question)[-1]
+    return question if last.endswith("?") or (last.endswith(".") and _ASKS.match(last)) else None
 
 
 class Encoder:

@@ -17,6 +17,7 @@ from llm_mcts.config import load_config
 from llm_mcts.evaluate import EvaluateConfig
 from llm_mcts.server import ServeConfig
 from llm_mcts.solver import Solver, SolverConfig
+from trainers.imagine_task import ImagineTaskConfig
 from trainers.label import LabelConfig
 from trainers.self_improve import SelfImproveConfig
 from trainers.train import TrainJob
@@ -149,6 +150,7 @@ CLASSES = {
     "evaluate": EvaluateConfig,
     "diagnose": DiagnoseConfig,
     "label": LabelConfig,
+    "imagine": ImagineTaskConfig,
     "self_improve": SelfImproveConfig,
     "serve": ServeConfig,
     "configs": SelfImproveConfig,
