@@ -18,6 +18,7 @@ from torch import Tensor
 from critics.modeling import LoraSpec
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptFormat
+from llm_mcts.store import place_folder
 from trainers.losses import IGNORE
 from trainers.rows import PairRow, SolutionRow, StepRow, TreeRow
 
@@ -254,10 +255,9 @@ def _usable(rows: Sequence[Encoded] | Sequence[EncodedPair], max_length: int) ->
 
 
 def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
-    """Write a checkpoint beside `folder`, then rename: the folder is whole or absent."""
+    """Write a checkpoint beside `folder`, flush it to disk, then rename: the folder is whole or absent."""
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     save(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    place_folder(scratch, folder)
