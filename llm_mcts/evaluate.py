@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -240,9 +241,9 @@ def evaluate_methods(
     unlabelled = [p.id for p in problems if p.gold is None]
     if unlabelled:
         raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
-    with Solver(config.solver) as solver:
+    with Solver(config.solver) as solver, ExitStack() as held:
         if folder:
-            RunDirectory.open(folder, asdict(config), resume)
+            held.enter_context(RunDirectory.open(folder, asdict(config), resume))
         records = {}
         for label, search in config.methods.items():
             journal = Journal(folder / f"{label}.jsonl") if folder else None

@@ -1,52 +1,38 @@
 """Files: the run directory and saved trees. The only module that knows their names and formats.
 
-    RUN/config.yaml  manifest.json
-    RUN/round_000/trees.jsonl.gz  rows/TRAINER.jsonl  checkpoints/NAME/  eval/METHOD.jsonl  metrics.jsonl
-    RUN/report.json  report.md
+    RUN/config.yaml  manifest.json  lock  report.{json,md,html}
+    RUN/round_000/eval/METHOD.jsonl  test/METHOD.jsonl  metrics.jsonl                                   the start
+    RUN/round_001/imagined.jsonl  questions.jsonl  trees.jsonl.gz  rows/TRAINER.jsonl  checkpoints/NAME/  logs/TRAINER/
+                  eval/METHOD.jsonl  test/METHOD.jsonl  metrics.jsonl
 
-Whatever is written is written whole (beside, flushed, renamed) or appended a record at a time to a `.part` file; a torn
-last line of a `.part` file is dropped on reading. A stage is done when its final file is there, so a run goes on after a
-kill wherever it was.
+Whatever is written is written whole (beside, flushed, renamed, the folder flushed) or appended a record at a time to a
+`.part` file; a torn last line of a `.part` file is dropped on reading. A stage is done when its final file is there, so a run
+goes on after a kill wherever it was. One process at a time works on a run: it holds RUN/lock.
 """
 
+import contextlib
 import gzip
+import hashlib
 import json
-import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
 
+from llm_mcts.durable import make_folder as make_folder
+from llm_mcts.durable import place_folder as place_folder
+from llm_mcts.durable import write_atomically as write_atomically
 from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.journal import Journal as Journal
+from llm_mcts.locks import RunLock, holder, take_lock
+from llm_mcts.provenance import differences, new_session, next_manifest, now
+from llm_mcts.provenance import versions as versions
 from llm_mcts.tree import Tree
 from llm_mcts.types import Usage
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: to a neighbour, flushed to disk, renamed."""
-    make_folder(path.parent)
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        ConfigError: that is not possible.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make folder {path}: {error.strerror}; choose another place to write to") from error
 
 
 def save_tree(tree: Tree, path: Path) -> None:
@@ -73,75 +59,6 @@ def load_tree(path: Path) -> Tree:
     return tree
 
 
-class Journal:
-    """A JSON-lines file that grows a record at a time in `PATH.part` and is renamed to PATH when complete."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._part = path.with_name(path.name + ".part")
-
-    @property
-    def complete(self) -> bool:
-        """Whether `finish` was called."""
-        return self.path.exists()
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole records so far, complete or not."""
-        if self.complete:
-            raw = self.path.read_bytes()
-            text = gzip.decompress(raw) if self.path.suffix == ".gz" else raw
-            return [json.loads(line) for line in text.splitlines()]
-        return list(self._partial()) if self._part.exists() else []
-
-    def _partial(self) -> Iterator[dict[str, Any]]:
-        for number, line in enumerate(self._part.read_bytes().split(b"\n")[:-1], 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{self._part}:{number}: broken record ({error}); delete the line to make it anew") from error
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record and flush it to disk.
-
-        Raises:
-            DataError: the file is complete.
-        """
-        if self.complete:
-            raise DataError(f"{self.path} is complete; expected no further record")
-        if not self._part.exists():
-            self._part.parent.mkdir(parents=True, exist_ok=True)
-        else:
-            self._drop_torn_line()
-        with self._part.open("ab") as file:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _drop_torn_line(self) -> None:
-        with self._part.open("rb+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size == 0:
-                return
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
-
-    def finish(self, order: list[str] | None = None) -> None:
-        """Complete the file; `order` sorts the records by their "id", so that it does not tell who came first."""
-        records = self.read()
-        if order is not None:
-            place = {id_: i for i, id_ in enumerate(order)}
-            records.sort(key=lambda r: place[r["id"]])
-        self.write(records)
-
-    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write the complete file at once."""
-        data = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
-        write_atomically(self.path, gzip.compress(data, mtime=0) if self.path.suffix == ".gz" else data)
-        self._part.unlink(missing_ok=True)
-
-
 class RoundDirectory:
     """The files of one round."""
 
@@ -149,8 +66,18 @@ class RoundDirectory:
         self.path = path
 
     @property
+    def imagined(self) -> Journal:
+        """New questions, kept and refused: {"id", "question", "kind", "parent", "kept", "reason"}."""
+        return Journal(self.path / "imagined.jsonl")
+
+    @property
+    def questions(self) -> Journal:
+        """What is searched: {"id", "question", "gold", "source", "pass_rate"}."""
+        return Journal(self.path / "questions.jsonl")
+
+    @property
     def trees(self) -> Journal:
-        """The searched trees, one a training question: {"id", "tree", "record"}."""
+        """The searched trees, one a question: {**Record, "tree"}; a question that failed has no tree."""
         return Journal(self.path / "trees.jsonl.gz")
 
     def rows(self, trainer: str) -> Journal:
@@ -165,87 +92,200 @@ class RoundDirectory:
         """The records of one method on the held-out questions."""
         return Journal(self.path / "eval" / f"{method}.jsonl")
 
+    def test(self, method: str) -> Journal:
+        """The records of one method on the test questions, which the final report alone asks for."""
+        return Journal(self.path / "test" / f"{method}.jsonl")
+
+    def logs(self, trainer: str) -> Path:
+        """The folder of one trainer's TensorBoard events."""
+        return self.path / "logs" / trainer
+
+    @property
+    def metrics_file(self) -> Path:
+        """What the finished stages noted, a line each."""
+        return self.path / "metrics.jsonl"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What the finished stages noted, the last word of each, in the order in which they finished first.
+
+        Raises:
+            DataError: the file is broken.
+        """
+        lines = self.metrics_file.read_bytes().split(b"\n")[:-1] if self.metrics_file.exists() else []
+        try:
+            return list({row["stage"]: row for row in map(json.loads, lines)}.values())
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.metrics_file} is broken ({error}); mend or delete the line to do its stage again"
+            ) from error
+
     def metric(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage noted down, or None."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-        found = [row for row in map(json.loads, lines) if row["stage"] == stage]
-        return found[-1] if found else None
+        return next((row for row in self.metrics() if row["stage"] == stage), None)
 
     def note(self, stage: str, metrics: Mapping[str, Any]) -> None:
         """Mark a stage finished, with its numbers."""
-        file = self.path / "metrics.jsonl"
-        before = file.read_bytes() if file.exists() else b""
-        write_atomically(file, before + json.dumps({"stage": stage, **metrics}).encode() + b"\n")
+        before = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        write_atomically(self.metrics_file, before + json.dumps({"stage": stage, **metrics}).encode() + b"\n")
 
 
 class RunDirectory:
-    """A self-improvement run on disk."""
+    """A run on disk. As a context manager it notes how the session ended, and gives the lock back."""
 
     def __init__(self, path: Path) -> None:
+        """For reading: nothing is locked."""
         self.path = path
+        self._lock: RunLock | None = None
+        self._session = False
 
     @classmethod
     def open(cls, path: str | Path, config: Mapping[str, Any], resume: bool) -> "RunDirectory":
-        """Start a run, or go on with one of the same configuration.
+        """Start a run, or go on with one of the same configuration; no other process can until this one is through.
 
         Raises:
-            ConfigError: the folder holds a run and `resume` is off, or its configuration differs; the keys are named.
+            ConfigError: the folder holds a run and `resume` is off, or its configuration differs (the keys are named), or
+                another process works on it.
         """
         run = cls(Path(path))
-        if run.config_file.exists():
-            if not resume:
-                raise ConfigError(f"{run.path} holds a run already; add --resume to go on with it, or choose another --out")
-            try:
-                before = yaml.safe_load(run.config_file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise DataError(
-                    f"{run.config_file} is broken ({' '.join(str(error).split())}); restore it or start anew"
-                ) from error
-            if changed := _differences(before, json.loads(json.dumps(config))):
-                keys = ", ".join(changed)
-                raise ConfigError(f"{run.path} was started with another configuration: {keys}; use its values or another --out")
-            return run
-        if run.path.exists() and not run.path.is_dir():
-            raise ConfigError(f"{run.path} is a file; expected a folder for the run, choose another --out")
-        if run.path.exists() and any(file.name != "config.yaml.tmp" for file in run.path.iterdir()):
-            raise ConfigError(f"{run.path} is not empty and holds no run; choose another --out")
-        plain = json.loads(json.dumps(config))  # tuples as lists
-        write_atomically(run.config_file, yaml.safe_dump(plain, sort_keys=False).encode())
+        run._refuse_foreign_folder()
+        make_folder(run.path)
+        run._lock = take_lock(run.lock_file)
+        try:
+            if run.config_file.exists():
+                run._go_on(json.loads(json.dumps(config)), resume)  # tuples as lists
+            else:
+                plain = json.loads(json.dumps(config))
+                write_atomically(run.config_file, yaml.safe_dump(plain, sort_keys=False).encode())
+        except BaseException:
+            run._lock.release()
+            raise
         return run
+
+    def _refuse_foreign_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file; expected a folder for the run, choose another --out")
+        ours = {self.config_file.name + ".tmp", self.lock_file.name}
+        if not self.config_file.exists() and self.path.exists() and {file.name for file in self.path.iterdir()} - ours:
+            raise ConfigError(f"{self.path} is not empty and holds no run; choose another --out")
+
+    def _go_on(self, config: Mapping[str, Any], resume: bool) -> None:
+        if not resume:
+            raise ConfigError(f"{self.path} holds a run already; add --resume to go on with it, or choose another --out")
+        if changed := differences(self.config(), config):
+            keys = ", ".join(f"{key} (was {was!r}, now {now!r})" for key, (was, now) in changed.items())
+            raise ConfigError(f"{self.path} was started with another configuration: {keys}; use its values or another --out")
+        self._clear_leftovers()
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a kill left behind: halves of files, and records of journals that were just completed."""
+        for scratch in self.path.rglob("*.tmp"):
+            scratch.unlink()
+        for part in self.path.rglob("*.part"):
+            if part.is_file() and part.with_suffix("").exists():
+                part.unlink()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        outcome = "finished" if error is None else f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        self.close("stopped" if isinstance(error, KeyboardInterrupt) else outcome)
+
+    def close(self, outcome: str = "finished") -> None:
+        """Note how this session ended and give the lock back."""
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):  # a full disk: the lock alone then tells that nobody is at work
+            self._end_session(outcome)
+        self._lock.release()
+        self._lock = None
+
+    def _end_session(self, outcome: str) -> None:
+        if self._session and (manifest := self.manifest()) and manifest.get("sessions"):
+            manifest["sessions"][-1] |= {"ended": now(), "outcome": outcome}
+            self._write_manifest(manifest)
 
     @property
     def config_file(self) -> Path:
         """The configuration the run was started with."""
         return self.path / "config.yaml"
 
+    @property
+    def manifest_file(self) -> Path:
+        """What the run was made with."""
+        return self.path / "manifest.json"
+
+    @property
+    def report_file(self) -> Path:
+        """The summary for machines, written last."""
+        return self.path / "report.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked by the process at work."""
+        return self.path / "lock"
+
+    @property
+    def holder(self) -> dict[str, Any] | None:
+        """The process at work, {"pid", "host", "started"}, or None."""
+        return holder(self.lock_file)
+
+    def config(self) -> Any:
+        """The configuration the run was started with.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        try:
+            return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{self.config_file} is broken ({' '.join(str(error).split())}); restore it or start anew"
+            ) from error
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What `write_manifest` wrote; None before that.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        if not self.manifest_file.exists():
+            return None
+        try:
+            found = json.loads(self.manifest_file.read_bytes())
+        except ValueError as error:
+            raise DataError(f"{self.manifest_file} is broken ({error}); restore it, or delete it to begin a new one") from error
+        if not isinstance(found, dict):
+            raise DataError(f"{self.manifest_file} holds a {type(found).__name__}; restore it, or delete it to begin a new one")
+        return found
+
     def round(self, number: int) -> RoundDirectory:
         """Round 0 is the start; rounds 1, 2, … train."""
         return RoundDirectory(self.path / f"round_{number:03d}")
 
+    def rounds(self) -> list[RoundDirectory]:
+        """The rounds that have begun, the start first."""
+        return [RoundDirectory(path) for path in sorted(self.path.glob("round_[0-9]*")) if path.is_dir()]
+
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
-        """What the run was made with: versions, seeds, hashes."""
-        write_atomically(self.path / "manifest.json", json.dumps(facts, indent=2).encode() + b"\n")
+        """Begin a session: what the run is made from, and this process's code, packages and time, appended to those before.
 
-    def write_report(self, report: Mapping[str, Any], markdown: str) -> None:
-        """The run's summary for machines and people."""
-        write_atomically(self.path / "report.json", json.dumps(report, indent=2).encode() + b"\n")
+        Args:
+            facts: such as {"seed", "data": {SPLIT: `hash_problems`}, "parents": {NAME: `hash_model`}}.
+
+        Raises:
+            ConfigError: the run began with other data or parents.
+        """
+        config = hashlib.sha256(self.config_file.read_bytes()).hexdigest()
+        self._write_manifest(next_manifest(self.manifest(), {"config": config, **facts}, new_session()))
+        self._session = True
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_atomically(self.manifest_file, json.dumps(manifest, indent=2).encode() + b"\n")
+
+    def write_report(self, report: Mapping[str, Any], markdown: str, html: str | None = None) -> None:
+        """The run's summary for people, then for machines."""
         write_atomically(self.path / "report.md", markdown.encode())
-
-
-def _differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Dotted names of what differs between two configurations."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return [d for k in sorted({*a, *b}) for d in _differences(a.get(k), b.get(k), f"{where}.{k}" if where else k)]
-    return [] if a == b else [f"{where} (was {a!r}, now {b!r})"]
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
-    found = {}
-    for name in ("llm-mcts", "torch", "transformers", "accelerate", "peft", "datasets"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+        if html is not None:
+            write_atomically(self.path / "report.html", html.encode())
+        write_atomically(self.report_file, json.dumps(report, indent=2).encode() + b"\n")

@@ -19,6 +19,7 @@ from torch import Tensor
 from critics.modeling import LoraSpec
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptFormat
+from llm_mcts.store import place_folder
 from trainers.losses import IGNORE
 from trainers.processes import is_main_process, wait_for_all
 from trainers.rows import PairRow, SolutionRow, StepRow, TreeRow
@@ -290,7 +291,7 @@ def _usable(rows: Sequence[Encoded] | Sequence[EncodedPair], max_length: int) ->
 
 
 def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
-    """Write a checkpoint beside `folder`, then rename: the folder is whole or absent.
+    """Write a checkpoint beside `folder`, flush it to disk, then rename: the folder is whole or absent.
 
     Of several processes the first one writes, and all return when it is there.
     """
@@ -299,6 +300,5 @@ def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         save(scratch)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
+        place_folder(scratch, folder)
     wait_for_all()
