@@ -26,7 +26,6 @@ from typing import Literal
 from critics.loading import StepCritic, load_critic
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.progress import Reporter
-from llm_mcts.prompts import Encoder, PromptFormat, chat_template_of
 from llm_mcts.seeding import derive_seed
 from llm_mcts.solver import SolverConfig
 from llm_mcts.tasks.base import Task
@@ -48,7 +47,7 @@ class PolicyGradientConfig:
     iterations: int = 50
     """Times that solutions are sampled and the weights updated, at least 1."""
     questions_per_iteration: int = 32
-    """Questions of an iteration, at least 1; all of them where there are fewer. Each comes again once all have been asked."""
+    """Questions of an iteration, at least 1; all of them where there are fewer. They come again once all have been asked."""
     samples_per_question: int = 8
     """Solutions a question, at least 1; at least 2 for the baselines mean and leave_one_out. RLOO: 2 or 4; GRPO: 64."""
     temperature: float = 1.0
@@ -134,22 +133,22 @@ def train_policy_gradient(
         DataError: no question, or one without an answer.
     """
     _check(problems, pg, solver, value)
-    update = PolicyUpdate(start, config, pg, seed)
+    update = PolicyUpdate(start, config, pg, solver.prompt, seed)
+    policy, longest = update.policy, update.policy.fitting(config).max_length
     critic = load_critic(value, ("value",)) if value else None
-    fmt, encode = PromptFormat(solver.prompt, chat_template_of(update.tokenizer)), Encoder(update.tokenizer)
     rewards: list[float] = []
     rows = left_out = 0
-    with closing(Sampler(solver, start, update.tokenizer, pg.temperature, scratch)) as sampler:
+    with closing(Sampler(solver, start, policy.tokenizer, pg.temperature, scratch)) as sampler:
         for iteration in range(pg.iterations):
-            sampler.refresh(update.policy)
+            sampler.refresh(policy.model)
             asked = update.share(questions_of(problems, iteration, pg.questions_per_iteration, seed))
             groups = sampler.sample(asked, pg.samples_per_question, task, derive_seed(seed, "samples", iteration))
             encoded = [
-                encode_sample(sample, steps, fmt, encode, update.tokenizer.eos_token_id)
+                encode_sample(sample, steps, policy.fmt, policy.encode, policy.eos)
                 for group, found in zip(groups, _advantages(groups, pg, critic, update), strict=True)
                 for sample, steps in zip(group, found, strict=True)
             ]
-            used = [row for row in encoded if len(row.ids) <= config.max_length and any(row.mask)]
+            used = [row for row in encoded if len(row.ids) <= longest and any(row.mask)]
             rows, left_out = rows + len(used), left_out + len(asked) * pg.samples_per_question - len(used)
             update.learn(used, len(asked) * pg.samples_per_question, iteration)
             rewards.append(fmean(update.everywhere([s.reward for group in groups for s in group]) or [0.0]))
@@ -157,7 +156,7 @@ def train_policy_gradient(
                 done = f"policy gradient {iteration + 1}/{pg.iterations}"
                 reporter.say(f"{done}: reward {rewards[-1]:.3f}, {sampler.usage.generated_tokens:,} tokens so far")
     if not rows:
-        raise DataError(f"none of {left_out} samples can be trained on; expected some of at most {config.max_length} tokens")
+        raise DataError(f"none of {left_out} samples can be trained on; expected some of at most {longest} tokens")
     update.save(out)
     usage = sampler.usage
     return {
@@ -190,15 +189,11 @@ def _check(problems: Sequence[Problem], pg: PolicyGradientConfig, solver: Solver
 
 
 def questions_of(problems: Sequence[Problem], iteration: int, n: int, seed: int) -> list[Problem]:
-    """An iteration's questions: the next ones of an order drawn by the seed, a new order each time all have been asked."""
+    """An iteration's questions, all different: the next `n` of an order drawn by the seed, a new one when it is used up."""
     n = min(n, len(problems))
-    chosen = []
-    for i in range(iteration * n, (iteration + 1) * n):
-        lap, place = divmod(i, len(problems))
-        if not chosen or place == 0:
-            order = random.Random(derive_seed(seed, "order", lap)).sample(range(len(problems)), len(problems))
-        chosen.append(problems[order[place]])
-    return chosen
+    lap, place = divmod(iteration, len(problems) // n)
+    order = random.Random(derive_seed(seed, "order", lap)).sample(range(len(problems)), len(problems))
+    return [problems[i] for i in order[place * n : (place + 1) * n]]
 
 
 def _advantages(

@@ -13,13 +13,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
+from llm_mcts.engines.transformers import load_causal_lm
 from llm_mcts.errors import ConfigError
+from llm_mcts.prompts import PromptConfig
 from llm_mcts.seeding import derive_seed
-from trainers.base import Encoded, TrainConfig, collate, save_atomically
+from trainers.base import Encoded, TrainConfig, collate
+from trainers.language_model import load_policy, token_logits
 from trainers.losses import clipped_policy_gradient_loss, kl_penalty, policy_gradient_loss, token_logprobs
-from trainers.on_policy import merged
 
 if TYPE_CHECKING:
     from trainers.policy_gradient import PolicyGradientConfig
@@ -35,29 +37,21 @@ _NOTHING = Encoded([0], [0.0], [False])
 class PolicyUpdate:
     """A policy, its optimiser, and what it started as."""
 
-    def __init__(self, start: str, config: TrainConfig, pg: "PolicyGradientConfig", seed: int) -> None:
+    def __init__(self, start: str, config: TrainConfig, pg: "PolicyGradientConfig", prompt: PromptConfig, seed: int) -> None:
         """Load `start`; with LoRA its weights stay and an adapter learns."""
         self.config, self.pg, self.seed = config, pg, seed
         self.accelerator = Accelerator()
-        self.tokenizer = load_tokenizer(start)
-        policy = load_causal_lm(start, torch.float32, self.accelerator.device)
-        if config.lora.rank > 0:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed % 2**31)
-                policy = config.lora.adapt(policy, "CAUSAL_LM")
+        self.policy = load_policy(start, config, prompt, seed)
         self._reference: Any = None
-        if pg.kl_weight and config.lora.rank == 0:
+        if pg.kl_weight and not self.policy.adapted:
             self._reference = load_causal_lm(start, torch.float32, self.accelerator.device).requires_grad_(False)
-        learning = [p for p in policy.parameters() if p.requires_grad]
+        learning = [p for p in self.policy.model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(learning, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.model, self.optimiser = self.accelerator.prepare(policy.eval(), optimiser)  # eval: no dropout, see above
+        # Evaluation mode, in which the engine samples: without dropout, so that pi is the distribution that was sampled.
+        self.model, self.optimiser = self.accelerator.prepare(self.policy.model.eval(), optimiser)
         self.losses: list[float] = []
         """Of each optimiser step so far."""
-
-    @property
-    def policy(self) -> Any:
-        """The model itself."""
-        return self.accelerator.unwrap_model(self.model)
+        self._steps_in_all = 0
 
     def share(self, questions: Sequence[T]) -> list[T]:
         """This process's part of an iteration's questions.
@@ -83,7 +77,7 @@ class PolicyUpdate:
             order = list(range(len(rows)))
             random.Random(derive_seed(self.seed, "batches", iteration, epoch)).shuffle(order)
             steps = [order[first : first + size] for first in range(0, len(order), size)]
-            self._total = self.pg.iterations * self.pg.ppo_epochs * len(steps)
+            self._steps_in_all = self.pg.iterations * self.pg.ppo_epochs * len(steps)
             for chosen in steps:
                 self._step(rows, old, chosen)
 
@@ -93,8 +87,8 @@ class PolicyUpdate:
         for first in range(0, len(rows), self.config.batch_size):
             batch = self._batch(rows[first : first + self.config.batch_size])
             with torch.no_grad():
-                logprobs = token_logprobs(self._logits(self.model, batch), batch["input_ids"], self.pg.temperature)
-            found += list(logprobs)
+                logprobs = token_logprobs(token_logits(self.model, batch), batch["input_ids"], self.pg.temperature)
+            found += [row[: len(r.ids)] for row, r in zip(logprobs, rows[first:], strict=False)]
         return found
 
     def _step(self, rows: Sequence[Encoded], old: list[Tensor] | None, chosen: Sequence[int]) -> None:
@@ -105,9 +99,8 @@ class PolicyUpdate:
         for first in range(0, len(chosen), self.config.batch_size):
             few = chosen[first : first + self.config.batch_size]
             batch = self._batch([rows[i] for i in few])
-            width = batch["input_ids"].shape[1]
             if old is not None:
-                batch["old"] = torch.stack([torch.nn.functional.pad(old[i][:width], (0, max(0, width - len(old[i])))) for i in few])
+                batch["old"] = pad_sequence([old[i] for i in few], batch_first=True)
             part = self._loss(batch) * (int(batch["mask"].sum()) / max(tokens, 1))
             self.accelerator.backward(part)
             loss += float(part.detach())
@@ -118,10 +111,10 @@ class PolicyUpdate:
 
     def _warmth(self) -> float:
         """The learning rate's share of its peak: rising over the warm-up's steps, then 1."""
-        return min(1.0, (len(self.losses) + 1) / max(1.0, self.config.warmup * self._total))
+        return min(1.0, (len(self.losses) + 1) / max(1.0, self.config.warmup * self._steps_in_all))
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
-        logits = self._logits(self.model, batch)
+        logits = token_logits(self.model, batch)
         logprobs = token_logprobs(logits, batch["input_ids"], self.pg.temperature)
         advantages, mask = batch["labels"], batch["mask"]
         if self.pg.ppo_clip:
@@ -136,15 +129,9 @@ class PolicyUpdate:
         """Those of the policy that training started from."""
         with torch.no_grad():
             if self._reference is not None:
-                return self._logits(self._reference, batch)
-            with self.policy.disable_adapter():
-                return self._logits(self.policy, batch)
-
-    def _logits(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).logits  # [B, T, V]
-        return logits
+                return token_logits(self._reference, batch)
+            with self.policy.model.disable_adapter():
+                return token_logits(self.policy.model, batch)
 
     def _batch(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
         return {name: tensor.to(self.accelerator.device) for name, tensor in collate(rows).items()}
@@ -155,12 +142,7 @@ class PolicyUpdate:
         return {"steps": len(self.losses), "loss": sum(tail) / len(tail)}
 
     def save(self, out: Path) -> None:
-        """Write the policy, whole; the folder is whole or absent."""
-
-        def save(folder: Path) -> None:
-            merged(self.policy).save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-
+        """Write the policy, whole or not at all; it is not to be trained on afterwards."""
         if self.accelerator.is_main_process:
-            save_atomically(save, out)
+            self.policy.save(out)
         self.accelerator.wait_for_everyone()
