@@ -41,6 +41,17 @@ class PolicyConfig:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A whole solution, and how its text came to its end; what a trainer must know to learn from samples."""
+
+    state: State
+    ended: bool
+    """The model ended the text itself, right behind the last step."""
+    cut: bool
+    """The longest length ended the text, inside the last step."""
+
+
 class LMPolicy:
     """An engine and a prompt format, as a Policy: a step is a line, a solution ends at its answer line."""
 
@@ -79,9 +90,17 @@ class LMPolicy:
         """
         if state.terminal:
             return [state] * n
+        return [written.state for written in await self.write(state, n, seed, temperature)]
+
+    async def write(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[Written]:
+        """The completions of `rollout` for an unfinished state, with how each text ended.
+
+        Raises:
+            QuestionError: the question is empty, or longer than the model's context.
+        """
         temperature = self.config.temperature if temperature is None else temperature
         completions = await self._complete(state, n, seed, temperature, self.config.max_solution_tokens, ("\nQuestion:",))
-        return [state.then(*self._solution(c)) for c in completions]
+        return [self._written(state, completion) for completion in completions]
 
     async def equivalent(self, state: State, a: Step, b: Step) -> bool:
         """Ask the model whether two next steps say the same; anything but a yes is a no."""
@@ -110,12 +129,16 @@ class LMPolicy:
             return Step(step.text, step.logprob, step.num_tokens, True, None)
         return step
 
-    def _solution(self, completion: Completion) -> tuple[Step, ...]:
+    def _written(self, state: State, completion: Completion) -> Written:
         """A generated continuation as steps (their log-probabilities are not known one by one and stay 0)."""
-        text = completion.text
-        steps = self.prompt.parse_solution(text) or (Step("", terminal=True),)
-        cut_off = completion.finish_reason == "length" and text.rsplit("\n", 1)[-1].strip() == steps[-1].text
-        return (*steps[:-1], Step(steps[-1].text, terminal=True)) if cut_off else steps
+        lines = [line for line in completion.text.split("\n") if line.strip()]
+        steps = self.prompt.parse_solution(completion.text) or (Step("", terminal=True),)
+        whole = len(steps) >= len(lines)  # no line behind the answer line was dropped
+        last_line = completion.text.rsplit("\n", 1)[-1].strip()
+        cut = whole and completion.finish_reason == "length" and last_line == steps[-1].text
+        if cut:
+            steps = (*steps[:-1], Step(steps[-1].text, terminal=True))
+        return Written(state.then(*steps), whole and completion.finish_reason == "eos", cut)
 
 
 def _merge(steps: list[Step]) -> Step:

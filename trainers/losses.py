@@ -6,7 +6,7 @@ them, are relative: only their proportions matter.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, pad
 
 IGNORE = -100
 """Label of a token that does not count (the convention of torch and transformers)."""
@@ -73,3 +73,65 @@ def pairwise_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum() / weights.sum()
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """log p(token t | tokens < t) [B, T] at a sampling temperature; 0 at t = 0, which nothing predicts.
+
+    Args:
+        logits: [B, T, V].
+        ids: [B, T] token ids.
+        temperature: above 0; the distribution is softmax(logits / temperature).
+    """
+    scaled = logits[:, :-1].float().transpose(1, 2) / temperature
+    return pad(-cross_entropy(scaled, ids[:, 1:], reduction="none"), (1, 0))
+
+
+def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """REINFORCE: mean over the mask of -A log pi, whose gradient is -E[A grad log pi] (Williams 1992). 0 for an empty mask.
+
+    Args:
+        logprobs: [B, T] of the tokens that were sampled.
+        advantages: [B, T]; constants, through which no gradient flows.
+        mask: [B, T] boolean.
+    """
+    return _mean(-advantages.detach() * logprobs, mask)
+
+
+def clipped_policy_gradient_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, epsilon: float) -> Tensor:
+    """PPO: mean over the mask of -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A), rho = exp(log pi - log pi_old).
+
+    Schulman et al. 2017 (arXiv 1707.06347), equation 7. At rho = 1 its gradient is REINFORCE's. 0 for an empty mask.
+
+    Args:
+        logprobs: [B, T] of the tokens that were sampled.
+        old: [B, T], the same of the weights that sampled them; constants.
+        advantages: [B, T]; constants.
+        mask: [B, T] boolean.
+        epsilon: above 0; PPO: 0.2.
+    """
+    ratio, advantages = (logprobs - old.detach()).exp(), advantages.detach()
+    return _mean(-torch.minimum(ratio * advantages, ratio.clamp(1 - epsilon, 1 + epsilon) * advantages), mask)
+
+
+def kl_penalty(logits: Tensor, reference: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean over the mask of KL(pi || pi_0) = sum_v pi(v) (log pi(v) - log pi_0(v)), exact at each token.
+
+    The sum over the vocabulary, not an estimate from the sampled token: the k3 estimate exp(r) - r - 1 as a loss has the
+    gradient of KL(pi_0 || pi) instead. 0 for an empty mask.
+
+    Args:
+        logits: [B, T, V]; `logits[:, t - 1]` predicts token t.
+        reference: [B, T, V] of the policy to stay close to; constants.
+        mask: [B, T] boolean, of the predicted tokens.
+        temperature: above 0, of both distributions.
+    """
+    chosen = mask[:, 1:]
+    ours = (logits[:, :-1][chosen].float() / temperature).log_softmax(-1)
+    theirs = (reference[:, :-1][chosen].detach().float() / temperature).log_softmax(-1)
+    return (ours.exp() * (ours - theirs)).sum() / chosen.sum().clamp(min=1)
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the mask; 0 where it is empty, with a gradient of 0."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)

@@ -9,6 +9,7 @@ outcome, and nothing else earns anything. lambda 1 is the discounted outcome its
 """
 
 from collections.abc import Sequence
+from statistics import fmean
 
 
 def lambda_returns(rewards: Sequence[float], values: Sequence[float | None], gamma: float, lam: float) -> list[float]:
@@ -42,3 +43,14 @@ def gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: fl
 def outcome_rewards(outcome: float, num_prefixes: int) -> list[float]:
     """0 for every prefix but the last, which earns the outcome."""
     return [0.0] * (num_prefixes - 1) + [outcome]
+
+
+def mean_baselines(returns: Sequence[float]) -> list[float]:
+    """For each of a question's samples the mean return of all, its own included (GRPO, arXiv 2402.03300)."""
+    return [fmean(returns)] * len(returns)
+
+
+def leave_one_out_baselines(returns: Sequence[float]) -> list[float]:
+    """For each of a question's samples, at least two, the mean return of the others (RLOO, arXiv 2402.14740)."""
+    total, others = sum(returns), len(returns) - 1
+    return [(total - own) / others for own in returns]

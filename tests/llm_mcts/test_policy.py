@@ -278,3 +278,23 @@ def test_truncations_reach_the_engine_where_something_is_sampled() -> None:
     for wrong in ({"top_k": -1}, {"top_p": 0.0}, {"min_p": 2.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             PolicyConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "lines", "ended", "cut", "answer"),
+    [
+        ("2 + 3 = 5\n#### 5\n", "eos", 2, True, False, "5"),
+        ("2 + 3 = 5\n#### 5", "eos", 2, True, False, "5"),
+        ("2 + 3 = 5", "eos", 1, True, False, None),
+        ("", "eos", 1, True, False, None),
+        ("#### 5\nand more", "eos", 1, False, False, "5"),  # the end stands behind lines that were dropped
+        ("#### 5\nand mo", "length", 1, False, False, "5"),
+        ("2 + 3 = 5\n#### 1", "length", 2, False, True, None),  # perhaps the beginning of 12
+        ("#### 5\n", "length", 1, False, False, "5"),
+        ("#### 5", "stop", 1, False, False, "5"),  # a new question
+    ],
+)
+def test_how_a_written_text_ended(text: str, reason: str, lines: int, ended: bool, cut: bool, answer: str | None) -> None:
+    (written,) = run(fixed(line(text, reason=reason)).write(State("q"), 1, 0))
+    assert (len(written.state.steps), written.ended, written.cut, written.state.answer) == (lines, ended, cut, answer)
+    assert written.state.terminal

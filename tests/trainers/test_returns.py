@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.returns import gae, lambda_returns, outcome_rewards
+from trainers.returns import gae, lambda_returns, leave_one_out_baselines, mean_baselines, outcome_rewards
 
 REWARDS, VALUES = [0.0, 0.0, 1.0], [0.5, 0.25, 0.75]
 
@@ -79,3 +79,9 @@ def test_targets_of_outcomes_are_labels(values: list[float], right: bool, gamma:
     found = lambda_returns(outcome_rewards(float(right), len(values)), values, gamma, lam)
     assert len(found) == len(values)
     assert all(-1e-9 <= target <= 1 + 1e-9 for target in found)
+
+
+def test_baselines_by_hand() -> None:
+    # mean (1 + 0 + 0.5) / 3 = 0.5; of the others (0 + 0.5) / 2, (1 + 0.5) / 2, (1 + 0) / 2
+    assert mean_baselines([1.0, 0.0, 0.5]) == pytest.approx([0.5, 0.5, 0.5], abs=1e-12)
+    assert leave_one_out_baselines([1.0, 0.0, 0.5]) == pytest.approx([0.25, 0.75, 0.5], abs=1e-12)
