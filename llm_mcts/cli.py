@@ -3,6 +3,8 @@
     llm-mcts solve "QUESTION"             answer one question
     llm-mcts evaluate                     accuracy of several searches side by side
     llm-mcts self-improve --out RUN       search, train, gate, round after round
+    llm-mcts runs [FOLDER]                the runs in a folder: how far, how good, what they cost
+    llm-mcts status RUN                   where one run stands, and how long it will take
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm, genrm) on rows from a file
     llm-mcts label --out DIR              labels of solutions or steps, without people: rows for the critics
     llm-mcts rationales ROWS --out FILE   why solutions are right or wrong: rows for a verifier in words
@@ -28,12 +30,13 @@ import yaml
 
 from llm_mcts.config import load_config, settings_help
 from llm_mcts.errors import ConfigError, LLMMCTSError, suggest
+from llm_mcts.interrupts import MENDABLE, end, signals_raise, tell
 
 C = TypeVar("C")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, or 2 after an error that the user can mend."""
+    """Run a command; return the exit status: 0; 2 after an error that the user can mend; 128 + N after signal N."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
@@ -43,13 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise ConfigError(f"no command '{command}'{suggest(command, COMMANDS)}")
-        COMMANDS[command]([word for word in rest if word != "--verbose"])
-    except LLMMCTSError as error:
-        print(f"llm-mcts: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("llm-mcts: interrupted; go on with --resume, or with solve --tree FILE", file=sys.stderr)
-        return 130
+        with signals_raise():
+            COMMANDS[command]([word for word in rest if word != "--verbose"])
+    except (Exception, KeyboardInterrupt) as error:
+        if (status := end(error, argv)) is not None:
+            return status
+        if not isinstance(error, LLMMCTSError):
+            raise
+        tell(str(error))
+        return MENDABLE
     return 0
 
 
@@ -109,6 +114,30 @@ def improve(argv: list[str]) -> None:
     args, config = _parse(parser, SelfImproveConfig, argv)
     report = self_improve(config, args.out, args.resume, Reporter(quiet=args.json))
     print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
+
+
+def runs(argv: list[str]) -> None:
+    """The runs in a folder: how far they are, how good, and what they have cost."""
+    from llm_mcts.status import find_runs, runs_table, show
+
+    parser = _parser("runs", "llm-mcts runs runs", settings=False)
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs"), help="folder with run directories (default: runs)"
+    )
+    args = _parse_own(parser, argv)
+    found = find_runs(args.folder)
+    print(json.dumps([status.to_dict() for status in found])) if args.json else show(runs_table(found))
+
+
+def status(argv: list[str]) -> None:
+    """Where a run stands: stages done, the one under way, what it has cost, and how long it will take."""
+    from llm_mcts.status import run_status, show, status_table
+
+    parser = _parser("status", "llm-mcts status runs/first", settings=False)
+    parser.add_argument("run", type=Path, help="the run directory")
+    args = _parse_own(parser, argv)
+    found = run_status(args.run)
+    print(json.dumps(found.to_dict())) if args.json else show(status_table(found))
 
 
 def train(argv: list[str]) -> None:
@@ -222,6 +251,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "solve": solve,
     "evaluate": evaluate,
     "self-improve": improve,
+    "runs": runs,
+    "status": status,
     "train": train,
     "label": label,
     "rationales": rationales,
@@ -239,7 +270,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def _parser(command: str, example: str) -> argparse.ArgumentParser:
+def _parser(command: str, example: str, settings: bool = True) -> argparse.ArgumentParser:
     parser = _Parser(
         f"llm-mcts {command}",
         description=COMMANDS[command].__doc__,
@@ -249,7 +280,8 @@ def _parser(command: str, example: str) -> argparse.ArgumentParser:
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
-    parser.add_argument("--config", type=Path, help="YAML file with settings")
+    if settings:
+        parser.add_argument("--config", type=Path, help="YAML file with settings")
     parser.add_argument("--json", action="store_true", help="print JSON for machines, and no progress")
     parser.add_argument("--verbose", action="store_true", help="show the libraries' warnings")
     return parser
@@ -271,6 +303,14 @@ def _parse(parser: argparse.ArgumentParser, cls: type[C], argv: list[str]) -> tu
         except yaml.YAMLError as error:
             raise ConfigError(f"value of --{key} is not readable: {value!r}; quote it") from error
     return args, load_config(cls, args.config, overrides)
+
+
+def _parse_own(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """The arguments of a command that has no settings."""
+    if "-h" in argv or "--help" in argv:
+        print(parser.format_help())
+        raise SystemExit(0)
+    return parser.parse_args(argv)
 
 
 OWN = {"--json", "--resume", "--verbose", "--config", "--out", "--tree", "--fit", "--calibrate", "--labels"}

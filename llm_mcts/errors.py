@@ -4,7 +4,9 @@ The library raises them; only the command line turns them into an exit status (2
 """
 
 import difflib
-from collections.abc import Iterable
+import errno
+import re
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 
@@ -45,6 +47,38 @@ def blame(error: Exception, kind: type[LLMMCTSError], who: str, question: str) -
     if isinstance(error, LLMMCTSError):
         raise error
     raise kind(f"{who} failed on question {question!r}: {type(error).__name__}: {error}") from error
+
+
+def exhausted(error: BaseException) -> str | None:
+    """What the machine ran out of, "disk" or "memory", if that is what the error or one behind it says; else None.
+
+    Such an error is nobody's question's: it would hit all that follow. Libraries say it in types of their own (torch, safetensors),
+    which are known here by name and words, so that none is imported.
+    """
+    for one in _chain(error):
+        text = str(one)
+        if (isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left on device" in text:
+            return "disk"
+        if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno == errno.ENOMEM):
+            return "memory"
+        if type(one).__name__ == "OutOfMemoryError" or (isinstance(one, RuntimeError) and _NO_MEMORY.search(text)):
+            return "memory"
+    return None
+
+
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad allocation|std::bad_alloc")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those it came from, each once."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and not any(one is other for other in seen):
+            seen.append(one)
+            yield one
+            waiting += [one.__cause__, one.__context__]
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

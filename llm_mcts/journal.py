@@ -24,6 +24,15 @@ class Journal:
         """Whether `finish` was called."""
         return self.path.exists()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is any record, or none and the file complete."""
+        return self.complete or self._part.exists()
+
+    def count(self) -> int:
+        """How many whole records there are so far."""
+        return len(self._lines())
+
     def read(self) -> list[dict[str, Any]]:
         """All whole records so far, complete or not."""
         return list(self._parsed(self._lines()))

@@ -22,7 +22,7 @@ from llm_mcts.types import Problem
 
 PACKAGES = ("llm-mcts", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")
 FIXED = ("data", "parents")
-"""Facts that must stay as they were, with what they are called in errors."""
+"""Facts that must stay as they were."""
 _MODEL_FILES = ("*.safetensors", "*config.json", "critic.json", "tokenizer.json", "tokenizer.model")
 
 
@@ -82,8 +82,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def new_session() -> dict[str, Any]:
-    """This process: when, where and with what."""
+def new_session(settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """This process: when, where and with what; `settings` are those that differ from the run's own."""
     return {
         "started": now(),
         "ended": None,
@@ -94,6 +94,7 @@ def new_session() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions(),
         "code": code_commit(),
+        "settings": dict(settings or {}),
     }
 
 
@@ -112,7 +113,7 @@ def next_manifest(before: Mapping[str, Any] | None, facts: Mapping[str, Any], se
         return {**facts, "sessions": [{**session, "changed": {}}]}
     for fact in FIXED:
         if moved := differences(before[fact], facts[fact], fact) if fact in before and fact in facts else {}:
-            names = ", ".join(f"{name} (hash was {_short(was)}, now {_short(now)})" for name, (was, now) in moved.items())
+            names = ", ".join(f"{name} (hash was {_short(was)}, now {_short(is_)})" for name, (was, is_) in moved.items())
             raise ConfigError(f"the run began with other {fact}: {names}; put them back, or choose another --out")
     last = before["sessions"][-1] if before.get("sessions") else session
     changed = {key: differences(last.get(key), session[key], key) for key in ("python", "platform", "versions", "code")}

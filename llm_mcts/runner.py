@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from llm_mcts.concurrency import gather_all
-from llm_mcts.errors import ConfigError, ModelError
+from llm_mcts.errors import ConfigError, ModelError, exhausted
 from llm_mcts.types import Problem, SearchResult, Usage, metered
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ async def run_questions(
     """Solve all problems, at most `concurrency` at a time; records come back in the problems' order.
 
     Only the question's text reaches `solve`. An exception becomes the record's `error`, and the others go on; but an
-    error in the configuration or a model would hit every question and is raised.
+    error in the configuration or a model, or a full disk or memory, would hit every question and is raised.
     """
     if concurrency < 1:
         raise ConfigError(f"concurrency is {concurrency}; expected at least 1")
@@ -85,6 +85,8 @@ async def _solve_one(problem: Problem, solve: Solve, check: Check) -> tuple[Reco
         except (ConfigError, ModelError):
             raise
         except Exception as error:
+            if exhausted(error):
+                raise
             log.warning("question %s failed: %s", problem.id, error)
             return Record(problem.id, error=f"{type(error).__name__}: {error}", usage=usage), None
     result.usage = usage

@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -137,10 +137,15 @@ class RunDirectory:
         self.path = path
         self._lock: RunLock | None = None
         self._session = False
+        self._changed: dict[str, list[Any]] = {}
 
     @classmethod
-    def open(cls, path: str | Path, config: Mapping[str, Any], resume: bool) -> "RunDirectory":
+    def open(cls, path: str | Path, config: Mapping[str, Any], resume: bool, free: Collection[str] = ()) -> "RunDirectory":
         """Start a run, or go on with one of the same configuration; no other process can until this one is through.
+
+        Args:
+            free: dotted keys that may have another value when a run goes on, because results do not depend on them. The
+                manifest tells of it.
 
         Raises:
             ConfigError: the folder holds a run and `resume` is off, or its configuration differs (the keys are named), or
@@ -152,7 +157,7 @@ class RunDirectory:
         run._lock = take_lock(run.lock_file)
         try:
             if run.config_file.exists():
-                run._go_on(json.loads(json.dumps(config)), resume)  # tuples as lists
+                run._go_on(json.loads(json.dumps(config)), resume, free)  # tuples as lists
             else:
                 plain = json.loads(json.dumps(config))
                 write_atomically(run.config_file, yaml.safe_dump(plain, sort_keys=False).encode())
@@ -168,12 +173,14 @@ class RunDirectory:
         if not self.config_file.exists() and self.path.exists() and {file.name for file in self.path.iterdir()} - ours:
             raise ConfigError(f"{self.path} is not empty and holds no run; choose another --out")
 
-    def _go_on(self, config: Mapping[str, Any], resume: bool) -> None:
+    def _go_on(self, config: Mapping[str, Any], resume: bool, free: Collection[str]) -> None:
         if not resume:
             raise ConfigError(f"{self.path} holds a run already; add --resume to go on with it, or choose another --out")
-        if changed := differences(self.config(), config):
+        different = differences(self.config(), config)
+        if changed := {key: pair for key, pair in different.items() if key not in free}:
             keys = ", ".join(f"{key} (was {was!r}, now {now!r})" for key, (was, now) in changed.items())
             raise ConfigError(f"{self.path} was started with another configuration: {keys}; use its values or another --out")
+        self._changed = different
         self._clear_leftovers()
 
     def _clear_leftovers(self) -> None:
@@ -277,7 +284,7 @@ class RunDirectory:
             ConfigError: the run began with other data or parents.
         """
         config = hashlib.sha256(self.config_file.read_bytes()).hexdigest()
-        self._write_manifest(next_manifest(self.manifest(), {"config": config, **facts}, new_session()))
+        self._write_manifest(next_manifest(self.manifest(), {"config": config, **facts}, new_session(self._changed)))
         self._session = True
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
