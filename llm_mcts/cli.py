@@ -3,6 +3,7 @@
     llm-mcts solve "QUESTION"             answer one question
     llm-mcts evaluate                     accuracy of several searches side by side
     llm-mcts self-improve --out RUN       search, train, gate, round after round
+    llm-mcts report RUN                   write a run's report anew, also while the run is under way
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm, genrm) on rows from a file
     llm-mcts label --out DIR              labels of solutions or steps, without people: rows for the critics
     llm-mcts rationales ROWS --out FILE   why solutions are right or wrong: rows for a verifier in words
@@ -110,6 +111,19 @@ def improve(argv: list[str]) -> None:
     print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
 
 
+def report(argv: list[str]) -> None:
+    """Write a run's report.html, report.md and report.json anew, also while the run is under way."""
+    from llm_mcts.store import RunDirectory
+    from trainers.report import ReportConfig, write_reports
+
+    parser = _parser("report", "llm-mcts report runs/first --trees_per_round 50")
+    parser.add_argument("run", type=Path, help="the run directory")
+    args, config = _parse(parser, ReportConfig, argv)
+    found = write_reports(RunDirectory.existing(args.run), config)
+    told = f"{found['state']}\nthe report is in {args.run / 'report.html'}"
+    print(json.dumps({k: v for k, v in found.items() if k != "markdown"}) if args.json else told)
+
+
 def train(argv: list[str]) -> None:
     """One trainer on rows from a file."""
     from trainers.train import TRAINERS, TrainJob, train_from_file
@@ -205,6 +219,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "solve": solve,
     "evaluate": evaluate,
     "self-improve": improve,
+    "report": report,
     "train": train,
     "label": label,
     "rationales": rationales,

@@ -2,7 +2,8 @@
 
     RUN/config.yaml  manifest.json
     RUN/round_000/trees.jsonl.gz  rows/TRAINER.jsonl  checkpoints/NAME/  eval/METHOD.jsonl  metrics.jsonl
-    RUN/report.json  report.md
+                  imagined.jsonl  questions.jsonl  test/METHOD.jsonl
+    RUN/report.json  report.md  report.html  trees/ROUND_ID.html
 
 Whatever is written is written whole (beside, flushed, renamed) or appended a record at a time to a `.part` file; a torn
 last line of a `.part` file is dropped on reading. A stage is done when its final file is there, so a run goes on after a
@@ -12,12 +13,14 @@ kill wherever it was.
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -165,11 +168,34 @@ class RoundDirectory:
         """The records of one method on the held-out questions."""
         return Journal(self.path / "eval" / f"{method}.jsonl")
 
-    def metric(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage noted down, or None."""
+    def test(self, method: str) -> Journal:
+        """The records of one method on the test questions."""
+        return Journal(self.path / "test" / f"{method}.jsonl")
+
+    def methods(self, split: Literal["eval", "test"]) -> list[str]:
+        """The methods with records on a split, begun or complete, by name."""
+        files = (self.path / split).glob("*.jsonl*")
+        return sorted({file.name.removesuffix(".part").removesuffix(".jsonl") for file in files if file.suffix != ".tmp"})
+
+    @property
+    def questions(self) -> Journal:
+        """What is searched, or in round 0 what is evaluated: {"id", "question", "gold", "source", "pass_rate"}."""
+        return Journal(self.path / "questions.jsonl")
+
+    @property
+    def imagined(self) -> Journal:
+        """Questions made of others, a record a candidate: {"id", "question", "kind", "parent", "kept", "reason"}."""
+        return Journal(self.path / "imagined.jsonl")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What the finished stages noted down, in order."""
         file = self.path / "metrics.jsonl"
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-        found = [row for row in map(json.loads, lines) if row["stage"] == stage]
+        return [json.loads(line) for line in lines]
+
+    def metric(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage noted down, or None."""
+        found = [row for row in self.metrics() if row["stage"] == stage]
         return found[-1] if found else None
 
     def note(self, stage: str, metrics: Mapping[str, Any]) -> None:
@@ -223,14 +249,55 @@ class RunDirectory:
         """Round 0 is the start; rounds 1, 2, … train."""
         return RoundDirectory(self.path / f"round_{number:03d}")
 
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunDirectory":
+        """A run that was started before.
+
+        Raises:
+            ConfigError: the folder holds none.
+        """
+        run = cls(Path(path))
+        if not run.config_file.is_file():
+            raise ConfigError(f"{run.path} holds no run (no {run.config_file.name}); expected the --out folder of a run")
+        return run
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration the run was started with, as plain data; empty where it was not kept."""
+        data = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else {}
+        return dict(data or {})
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the run was made with; empty where it was not kept."""
+        file = self.path / "manifest.json"
+        return dict(json.loads(file.read_bytes())) if file.exists() else {}
+
+    def rounds(self) -> list[int]:
+        """The numbers of the rounds on disk, in order."""
+        names = (re.fullmatch(r"round_(\d{3,})", folder.name) for folder in self.path.glob("round_*"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def tree_page(self, number: int, id_: str) -> Path:
+        """The page of a round's tree; characters of the question's id that a file name should not have are replaced."""
+        safe = re.sub(r"[^A-Za-z0-9_-]+", "_", id_)[:80]
+        mark = "" if safe == id_ else f"_{sha256(id_.encode(errors='replace')).hexdigest()[:8]}"
+        return self.path / "trees" / f"{self.round(number).path.name}_{safe}{mark}.html"
+
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """What the run was made with: versions, seeds, hashes."""
         write_atomically(self.path / "manifest.json", json.dumps(facts, indent=2).encode() + b"\n")
 
-    def write_report(self, report: Mapping[str, Any], markdown: str) -> None:
+    def write_page(self, file: Path, page: str) -> None:
+        """A page beside the report."""
+        write_atomically(file, page.encode())
+
+    def write_report(self, report: Mapping[str, Any], markdown: str, page: str | None = None) -> None:
         """The run's summary for machines and people."""
         write_atomically(self.path / "report.json", json.dumps(report, indent=2).encode() + b"\n")
         write_atomically(self.path / "report.md", markdown.encode())
+        if page is not None:
+            write_atomically(self.path / "report.html", page.encode())
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:
