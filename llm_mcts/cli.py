@@ -5,6 +5,7 @@
     llm-mcts self-improve --out RUN       search, train, gate, round after round
     llm-mcts runs [FOLDER]                the runs in a folder: how far, how good, what they cost
     llm-mcts status RUN                   where one run stands, and how long it will take
+    llm-mcts report RUN                   write a run's report anew, also while the run is under way
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm, genrm) on rows from a file
     llm-mcts label --out DIR              labels of solutions or steps, without people: rows for the critics
     llm-mcts rationales ROWS --out FILE   why solutions are right or wrong: rows for a verifier in words
@@ -140,6 +141,19 @@ def status(argv: list[str]) -> None:
     print(json.dumps(found.to_dict())) if args.json else show(status_table(found))
 
 
+def report(argv: list[str]) -> None:
+    """Write a run's report.html, report.md and report.json anew, also while the run is under way."""
+    from llm_mcts.store import RunDirectory
+    from trainers.report import ReportConfig, write_reports
+
+    parser = _parser("report", "llm-mcts report runs/first --trees_per_round 50")
+    parser.add_argument("run", type=Path, help="the run directory")
+    args, config = _parse(parser, ReportConfig, argv)
+    found = write_reports(RunDirectory.existing(args.run), config)
+    told = f"{found['state']}\nthe report is in {args.run / 'report.html'}"
+    print(json.dumps({k: v for k, v in found.items() if k != "markdown"}) if args.json else told)
+
+
 def train(argv: list[str]) -> None:
     """One trainer on rows from a file."""
     from trainers.processes import is_main_process
@@ -253,6 +267,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "self-improve": improve,
     "runs": runs,
     "status": status,
+    "report": report,
     "train": train,
     "label": label,
     "rationales": rationales,

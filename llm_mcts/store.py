@@ -1,6 +1,6 @@
 """Files: the run directory and saved trees. The only module that knows their names and formats.
 
-    RUN/config.yaml  manifest.json  lock  report.{json,md,html}
+    RUN/config.yaml  manifest.json  lock  report.{json,md,html}  trees/ROUND_ID.html
     RUN/round_000/eval/METHOD.jsonl  test/METHOD.jsonl  metrics.jsonl                                   the start
     RUN/round_001/imagined.jsonl  questions.jsonl  trees.jsonl.gz  rows/TRAINER.jsonl  checkpoints/NAME/  logs/TRAINER/
                   eval/METHOD.jsonl  test/METHOD.jsonl  metrics.jsonl
@@ -14,12 +14,13 @@ import contextlib
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -96,6 +97,11 @@ class RoundDirectory:
         """The records of one method on the test questions, which the final report alone asks for."""
         return Journal(self.path / "test" / f"{method}.jsonl")
 
+    def methods(self, split: Literal["eval", "test"]) -> list[str]:
+        """The methods with records on a split, begun or complete, by name."""
+        files = (self.path / split).glob("*.jsonl*")
+        return sorted({file.name.removesuffix(".part").removesuffix(".jsonl") for file in files if file.suffix != ".tmp"})
+
     def logs(self, trainer: str) -> Path:
         """The folder of one trainer's TensorBoard events."""
         return self.path / "logs" / trainer
@@ -164,6 +170,18 @@ class RunDirectory:
         except BaseException:
             run._lock.release()
             raise
+        return run
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunDirectory":
+        """A run that was started before, for reading.
+
+        Raises:
+            ConfigError: the folder holds none.
+        """
+        run = cls(Path(path))
+        if not run.config_file.is_file():
+            raise ConfigError(f"{run.path} holds no run (no {run.config_file.name}); expected the --out folder of a run")
         return run
 
     def _refuse_foreign_folder(self) -> None:
@@ -274,6 +292,12 @@ class RunDirectory:
         """The rounds that have begun, the start first."""
         return [RoundDirectory(path) for path in sorted(self.path.glob("round_[0-9]*")) if path.is_dir()]
 
+    def tree_page(self, number: int, id_: str) -> Path:
+        """The page of a round's tree; characters of the question's id that a file name should not have are replaced."""
+        safe = re.sub(r"[^A-Za-z0-9_-]+", "_", id_)[:80]
+        mark = "" if safe == id_ else f"_{hashlib.sha256(id_.encode(errors='replace')).hexdigest()[:8]}"
+        return self.path / "trees" / f"{self.round(number).path.name}_{safe}{mark}.html"
+
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Begin a session: what the run is made from, and this process's code, packages and time, appended to those before.
 
@@ -289,6 +313,10 @@ class RunDirectory:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_atomically(self.manifest_file, json.dumps(manifest, indent=2).encode() + b"\n")
+
+    def write_page(self, file: Path, page: str) -> None:
+        """A page beside the report."""
+        write_atomically(file, page.encode())
 
     def write_report(self, report: Mapping[str, Any], markdown: str, html: str | None = None) -> None:
         """The run's summary for people, then for machines."""

@@ -1,0 +1,1 @@
+"""Saved trees and reports as pages that a browser shows offline."""

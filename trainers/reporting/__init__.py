@@ -1,0 +1,1 @@
+"""The parts of the self-improvement report; `trainers.report` puts them together."""
