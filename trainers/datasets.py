@@ -30,6 +30,7 @@ __all__ = [
     "SolutionRow",
     "StepRow",
     "TreeRow",
+    "balanced",
     "row_from_dict",
     "row_to_dict",
     "rows_from_tree",
@@ -81,7 +82,7 @@ def rows_from_tree(
     solutions = [row for _, row in right], [row for _, row in wrong]
     if config.negatives == "twins":
         solutions = twins_first(*solutions)
-    outcomes = _balanced(*solutions, config.critic_per_question)
+    outcomes = balanced(*solutions, config.critic_per_question)
     rows: dict[str, Sequence[Row]] = {"sft": liked[: config.sft_per_question]}
     kinds: tuple[Kind, ...] = ("value", "prm", "orm")
     rows |= {kind: _critic_rows(kind, outcomes, tree, problem, task, config, losses or CriticLossConfig()) for kind in kinds}
@@ -127,7 +128,7 @@ def _more(a: Trace, b: Trace) -> bool:
     return a.score is not None and (b.score is None or a.score > b.score)
 
 
-def _balanced(right: list[SolutionRow], wrong: list[SolutionRow], limit: int) -> list[SolutionRow]:
+def balanced(right: list[SolutionRow], wrong: list[SolutionRow], limit: int) -> list[SolutionRow]:
     """At most `limit` rows, half right and half wrong where there are enough of both, right ones first."""
     half = limit // 2
     n_right = min(len(right), max(half, limit - len(wrong)))

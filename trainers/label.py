@@ -14,7 +14,7 @@ Gold answers decide which completions are right, so questions of the test split 
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.base import StepTask, Task
 from llm_mcts.tree import Tree
 from llm_mcts.types import Policy, Problem, State, Usage, meter, metered
-from trainers.datasets import RowsConfig, SolutionRow, StepRow, row_to_dict, rows_from_tree
+from trainers.datasets import RowsConfig, SolutionRow, StepRow, balanced, row_to_dict, rows_from_tree
 from trainers.step_labels import Labeller, OmegaConfig, math_shepherd, omega_prm
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,9 @@ class LabelConfig:
     """How many questions, at least 1."""
     num_solutions: int = 4
     """outcome, math_shepherd: solutions sampled a question, at least 1; equal ones are labelled once. OVM: 100."""
+    balance: bool = False
+    """outcome: keep at most rows.critic_per_question solutions of a question, half of them right where there are enough of
+    both; false: keep all."""
     num_completions: int = 8
     """Completions of a prefix, at least 1. Math-Shepherd and OmegaPRM: 8."""
     hard: bool = False
@@ -66,7 +69,7 @@ class LabelConfig:
     trees: str | None = None
     """tree: the trees of a run (RUN/round_001/trees.jsonl.gz), or one tree that solve --tree saved."""
     rows: RowsConfig = field(default_factory=RowsConfig)
-    """tree: how many solutions of a tree become rows (critic_per_question)."""
+    """tree, and outcome with balance: how many solutions of a question become rows (critic_per_question)."""
     concurrency: int = 64
     """Questions labelled at once, at least 1."""
     seed: int = 0
@@ -79,6 +82,8 @@ class LabelConfig:
         for name in ("num_questions", "num_solutions", "num_completions", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.balance and self.method != "outcome":
+            raise ConfigError(f"balance is true and method is '{self.method}'; expected it with outcome alone")
         if (self.method == "tree") != (self.trees is not None):
             raise ConfigError(
                 f"method is '{self.method}' and trees is {self.trees!r}; expected a file with tree, and only there"
@@ -245,17 +250,29 @@ def _by_completions(policy: Policy, task: Task, config: LabelConfig) -> Callable
         seed = derive_seed(config.seed, problem.question, "solutions")
         solutions = await completions(policy, State(problem.question), config.num_solutions, seed)
         distinct = {end.text: end for end in solutions if end.answer is not None}
-        rows: list[StepRow | SolutionRow] = []
+        if config.method == "outcome":
+            return _outcomes(distinct.values(), labeller, config), len(solutions)
+        rows: list[StepRow] = []
         for end in distinct.values():  # one after the other: a prefix that two share is completed once
             steps = tuple(step.text for step in end.steps)
-            if config.method == "outcome":
-                rows.append(SolutionRow(problem.id, problem.question, steps, float(labeller.is_right(end))))
-                continue
             labels = await math_shepherd(labeller, steps, labeller.is_right(end), config.hard)
             rows.append(StepRow(problem.id, problem.question, steps, tuple(labels)))
         return rows, labeller.completions + len(solutions)
 
     return work
+
+
+def _outcomes(ends: Iterable[State], labeller: Labeller, config: LabelConfig) -> list[SolutionRow]:
+    """Solutions with their outcome; where they are to be balanced, right ones first."""
+    problem = labeller.problem
+    rows = [
+        SolutionRow(problem.id, problem.question, tuple(step.text for step in end.steps), float(labeller.is_right(end)))
+        for end in ends
+    ]
+    if not config.balance:
+        return rows
+    right, wrong = ([row for row in rows if row.label == label] for label in (1.0, 0.0))
+    return balanced(right, wrong, config.rows.critic_per_question)
 
 
 # Trees

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 GRAPH, WEIGHTS, MANIFEST = "openvino_model.xml", "openvino_model.bin", "export.json"
 # Raised when exports are made differently, so that older ones are not taken for new ones.
-_FORMAT = 1
+_FORMAT = 2
 # What a checkpoint's meaning may depend on; optimizer states, logs and the like do not count.
 _HASHED = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "token*", "special_tokens_map.json")
 
@@ -169,6 +169,7 @@ def _write(model: str, weights: str, folder: Path) -> None:
             f"cannot convert model '{model}' of type '{kind}' for OpenVINO: {type(error).__name__}: {first_line(error)}; "
             "expected a decoder as of the Llama family: use the transformers engine"
         ) from error
+    _check_state(graph, model, loaded.config)
     openvino.save_model(graph, str(folder / GRAPH), compress_to_fp16=False)
     facts = asdict(Export(folder, _eos(loaded, tokenizer), int(loaded.config.max_position_embeddings), _values(loaded.config)))
     facts["files"] = {name: _digest(folder / name) for name in (GRAPH, WEIGHTS)}
@@ -186,14 +187,28 @@ def _convert(model: Any) -> Any:
     exporters = require("transformers.exporters.exporter_openvino")
     ids = torch.ones(2, 7, dtype=torch.long)
     with torch.no_grad():
-        past = model(ids[:, :4], use_cache=True).past_key_values
+        outputs = model(ids[:, :4], use_cache=True)
+    # What goes in and comes out under one name becomes state: "cache" since transformers 5.24, "past_key_values" before.
+    name = "cache" if "cache" in outputs else "past_key_values"
     inputs = {
         "input_ids": ids[:, 4:],
         "attention_mask": ids,
         "position_ids": torch.arange(4, 7).repeat(2, 1),
-        "past_key_values": past,
+        name: outputs[name],
     }
     return exporters.OpenVINOExporter().export(model, inputs, config=exporters.OpenVINOConfig(dynamic=True)).program
+
+
+def _check_state(graph: Any, model: str, config: Any) -> None:
+    """Refuse a graph that hands its keys and values out in place of keeping them: openvino-genai cannot run it."""
+    import transformers
+
+    found, expected = len(graph.get_variables()), 2 * int(config.num_hidden_layers)
+    if found != expected:
+        raise ModelError(
+            f"transformers {transformers.__version__} exports model '{model}' with {found} variables for its cache; expected "
+            f"{expected}, keys and values of each layer: use transformers 5.23 or 5.24, or the transformers engine"
+        )
 
 
 def _compress(graph: Any, weights: str, config: Any) -> Any:

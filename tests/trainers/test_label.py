@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.arith import ArithTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import State, Step, meter
+from trainers.datasets import RowsConfig
 from trainers.label import LabelConfig, label, summary
 from trainers.rows import SolutionRow
 from trainers.step_labels import OmegaConfig
@@ -100,6 +102,30 @@ def test_outcomes_are_rows_for_whole_solutions(monkeypatch: pytest.MonkeyPatch, 
     # 3 questions x 3 solutions of 10 tokens; 6 labels; 90 / 6 = 15.
     assert (report["completions"], report["generated_tokens"], report["tokens_per_label"]) == (9, 90, 15.0)
     assert (report["labels"], report["mean_label"], report["agreement_with_truth"]) == (6, 0.5, None)
+
+
+def test_outcomes_balanced_by_question(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Numbered(KnownPolicy):
+        """Every solution has a first line of its own."""
+
+        async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
+            ends = await super().rollout(state, n, seed, temperature)
+            return [state.then(Step(f"line {i}"), end.steps[-1]) for i, end in enumerate(ends)]
+
+    # Six solutions, the last alone right. At most four, two of each if there are: one right, three wrong.
+    known(monkeypatch, Numbered({0: (5,)}))
+    settings = config(method="outcome", num_questions=1, num_solutions=6, rows=RowsConfig(critic_per_question=4))
+    label(replace(settings, balance=True), tmp_path / "out")
+    rows = read_rows("orm", tmp_path / "out" / "solutions.jsonl", SolutionRow)
+    assert [(r.steps[0], r.label) for r in rows] == [("line 5", 1.0), ("line 0", 0.0), ("line 1", 0.0), ("line 2", 0.0)]
+    # Four right, two wrong: two of each. Without balance: all, as they were sampled.
+    known(monkeypatch, Numbered({0: (1, 2, 3, 5)}))
+    label(replace(settings, balance=True), tmp_path / "even")
+    rows = read_rows("orm", tmp_path / "even" / "solutions.jsonl", SolutionRow)
+    assert [(r.steps[0], r.label) for r in rows] == [("line 1", 1.0), ("line 2", 1.0), ("line 0", 0.0), ("line 4", 0.0)]
+    label(settings, tmp_path / "all")
+    rows = read_rows("orm", tmp_path / "all" / "solutions.jsonl", SolutionRow)
+    assert [r.label for r in rows] == [0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
 
 
 def test_agreement_with_the_tasks_truth(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -204,6 +230,7 @@ def test_an_interrupted_run_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ({"num_completions": 0}, "num_completions is 0"),
         ({"num_solutions": 0}, "num_solutions is 0"),
         ({"method": "tree"}, "trees is None"),
+        ({"balance": True}, "balance is true and method is 'math_shepherd'"),
         ({"trees": "x"}, "method is 'math_shepherd'"),
     ],
 )

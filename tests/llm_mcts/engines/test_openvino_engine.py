@@ -381,6 +381,16 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
     assert list((tmp_path / "exports").iterdir()) == []
 
 
+def test_a_graph_without_its_cache_is_not_kept(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.exporters import exporter_openvino
+
+    config = OpenVINOConfig("float32", str(tmp_path / "exports"))
+    monkeypatch.setattr(exporter_openvino, "_find_state_pairs", lambda *_: {})
+    with pytest.raises(ModelError, match="with 0 variables for its cache; expected 4, keys and values of each layer"):
+        export_model(str(checkpoint), config)
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
 def test_a_lora_adapter_is_merged(tiny_model: Path, tmp_path: Path, build: Callable[..., OpenVINOEngine]) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
