@@ -62,14 +62,14 @@ def arguments(name: str, folder: Path, model: Path, batch: int, accumulation: in
     return ["train", kind, str(file), *settings, *(str(word) for pair in common.items() for word in pair), "--json"]
 
 
-def launch(config: str, jobs: list[list[str]], folder: Path, *more: str) -> list[dict[str, float]]:
+def launch(config: str, jobs: list[list[str]], folder: Path, *more: str, **more_environment: str) -> list[dict[str, float]]:
     """Run trainings on the processes of an accelerate configuration; return what they printed."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "accelerate" / config)]
     command += ["--main_process_port", "0", *more, str(Path(__file__).parent / "launched.py"), str(file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more_environment}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -131,3 +131,14 @@ def test_the_first_process_alone_prints_and_writes(launched: tuple[Path, list[di
 def test_two_forwards_take_the_step_of_one(name: str, alone: Path, tiny_model: Path, tmp_path: Path) -> None:
     assert main(arguments(name, tmp_path, tiny_model, batch=2, accumulation=2)) == 0
     check_same(alone, tmp_path, name)
+
+
+def test_sharded_over_two_processes_the_steps_and_the_checkpoint_are_the_same(
+    alone: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    names = ["sft", "sft_lora", "value_and_language"]
+    jobs = [arguments(name, tmp_path, tiny_model, batch=2) for name in names]
+    # bfloat16 would round what is compared
+    launch("fsdp.yaml", jobs, tmp_path, "--num_processes", "2", "--mixed_precision", "no", FSDP_ON_CPU="1")
+    for name in names:
+        check_same(alone, tmp_path, name)
