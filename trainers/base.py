@@ -21,7 +21,7 @@ from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptFormat
 from llm_mcts.store import place_folder
 from trainers.losses import IGNORE
-from trainers.processes import is_main_process, wait_for_all
+from trainers.processes import is_main_process, launched_processes, wait_for_all
 from trainers.rows import PairRow, SolutionRow, StepRow, TreeRow
 from trainers.terms import Counts, Loss, counted, pairs
 from trainers.tracking import Tracking, tracker
@@ -264,6 +264,8 @@ def _run_trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        # Without being told, processes that find no accelerator would each train alone.
+        use_cpu=launched_processes() > 1 and not torch.accelerator.is_available(),
         seed=seed,
         data_seed=seed,
     )

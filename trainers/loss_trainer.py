@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer
 
 from llm_mcts.errors import ConfigError, ModelError
-from trainers.processes import make_whole
+from trainers.processes import launched_processes, make_whole
 from trainers.terms import Batch, Counts, Loss, share
 
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
@@ -67,12 +67,17 @@ class LossTrainer(Trainer):  # type: ignore[misc]
         return self.step_losses
 
     def _check_launch(self) -> None:
-        kind = self.accelerator.distributed_type
-        version = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 2) if kind is DistributedType.FSDP else 2
-        if kind not in SUPPORTED or version != 2:
+        kind, joined, launched = self.accelerator.distributed_type, self.accelerator.num_processes, launched_processes()
+        sharding = self.accelerator.state.fsdp_plugin if kind is DistributedType.FSDP else None
+        if joined != launched:
             raise ConfigError(
-                f"accelerate launched with distributed_type {kind.value}{' of fsdp_version 1' if version != 2 else ''}; expected "
-                "several GPUs or CPU processes, or FSDP of fsdp_version 2: see configs/accelerate"
+                f"{launched} processes were launched and {joined} train together; expected all of them: see configs/accelerate"
+            )
+        if kind not in SUPPORTED or (sharding and sharding.fsdp_version != 2):
+            what = "FSDP with fsdp_version 1" if kind is DistributedType.FSDP else kind.value
+            raise ConfigError(
+                f"accelerate launched with distributed_type {what}; expected several GPUs or CPU processes, or FSDP with "
+                "fsdp_version 2: see configs/accelerate"
             )
 
     def _check_weights(self) -> None:

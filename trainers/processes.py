@@ -12,6 +12,11 @@ def is_main_process() -> bool:
     return (torch.distributed.get_rank() if _launched() else int(os.environ.get("RANK", "0"))) == 0
 
 
+def launched_processes() -> int:
+    """How many processes a launcher started, whether or not they have joined hands yet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def wait_for_all() -> None:
     """Return when all processes are here."""
     if _launched():

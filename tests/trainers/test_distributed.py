@@ -1,0 +1,144 @@
+"""Two processes with batch B take the steps of one with batch 2 B, and so do two forwards of B; for every trainer.
+
+The processes are real, started by `accelerate launch` with the configuration that is shipped. The rows differ in length, so
+the mean of two processes' means is not the mean; and they fill no last batch, so that one process runs out of rows.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from llm_mcts.cli import main
+from trainers.rows import PairRow, SolutionRow, StepRow, row_to_dict
+
+ROOT = Path(__file__).parent.parent.parent
+WORDS = "one two three four five six seven".split()
+ROWS = [
+    SolutionRow(f"p{i}", f"{i} apples?", tuple(f"{w} + {i} = {i}" for w in WORDS[: 1 + i * 5 % 7]) + (f"#### {i}",), float(i % 3 > 0))
+    for i in range(11)
+]
+"""Of 2 to 8 steps; 11 rows in steps of 4: the second process has one row in the last."""
+RIGHT = [replace(row, label=1.0) for row in ROWS]
+STEPS = [StepRow(r.problem, r.question, r.steps, tuple(j / len(r.steps) for j in range(len(r.steps)))) for r in ROWS]
+PAIRS = [PairRow(r.problem, r.question, r.steps, (*r.steps[:-1], "#### no")) for r in ROWS]
+CASES: dict[str, tuple[str, Sequence[Any], list[str]]] = {
+    "sft": ("sft", RIGHT, []),
+    "sft_lora": ("sft", RIGHT, ["--train.lora.rank", "4"]),
+    "sft_9_rows": ("sft", RIGHT[:9], []),  # the second process has no row at all in the last step
+    "value": ("value", ROWS, []),
+    "value_and_language": ("value", ROWS, ["--critic_loss.value.lm_weight", "0.5"]),
+    "prm": ("prm", STEPS, []),
+    "orm": ("orm", ROWS, []),
+    "orm_pairs": ("orm", PAIRS, ["--critic_loss.orm.target", "pairwise"]),
+    "genrm": ("genrm", ROWS[:6], []),  # 6 verdicts and the 4 right solutions among them
+}
+
+
+def arguments(name: str, folder: Path, model: Path, batch: int, accumulation: int = 1) -> list[str]:
+    kind, rows, settings = CASES[name]
+    file = folder / f"{name}.jsonl"
+    folder.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(row_to_dict(row)) + "\n" for row in rows))
+    common = {
+        "--out": folder / name,
+        "--start": model,
+        "--head.width": 8,
+        "--train.learning_rate": 1e-4,
+        "--train.batch_size": batch,
+        "--train.accumulation": accumulation,
+        "--train.log_every": 1,
+    }
+    return ["train", kind, str(file), *settings, *(str(word) for pair in common.items() for word in pair), "--json"]
+
+
+def launch(config: str, jobs: list[list[str]], folder: Path, *more: str, **more_environment: str) -> list[dict[str, float]]:
+    """Run trainings on the processes of an accelerate configuration; return what they printed."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "accelerate" / config)]
+    command += ["--main_process_port", "0", *more, str(Path(__file__).parent / "launched.py"), str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more_environment}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def step_losses(folder: Path, name: str) -> list[float]:
+    events = EventAccumulator(str(folder / "logs" / name))
+    events.Reload()
+    return [event.value for event in events.Scalars("train/loss")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {f"{file.name}:{k}": v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def check_same(one: Path, other: Path, name: str, tolerance: float = 1e-5) -> None:
+    """Losses of all steps and the trained weights agree: float32 sums in another order differ by less than 1e-5."""
+    losses = step_losses(one, name)
+    assert len(losses) == 3
+    assert step_losses(other, name) == pytest.approx(losses, rel=tolerance)
+    before, after = weights(one / name), weights(other / name)
+    assert before.keys() == after.keys() and before
+    for key, tensor in before.items():
+        assert torch.allclose(tensor, after[key], rtol=0, atol=tolerance), (key, float((tensor - after[key]).abs().max()))
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every trainer's result with 4 rows a forward, on one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in CASES:
+        assert main(arguments(name, folder, tiny_model, batch=4)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def launched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
+    """Every trainer's result with 2 rows a forward, on two processes; and what was printed."""
+    folder = tmp_path_factory.mktemp("launched")
+    return folder, launch("cpu_2.yaml", [arguments(name, folder, tiny_model, batch=2) for name in CASES], folder)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_take_the_steps_of_one(name: str, alone: Path, launched: tuple[Path, Any]) -> None:
+    check_same(alone, launched[0], name)
+
+
+def test_the_first_process_alone_prints_and_writes(launched: tuple[Path, list[dict[str, float]]]) -> None:
+    folder, printed = launched
+    assert len(printed) == len(CASES)
+    for name, metrics in zip(CASES, printed, strict=True):
+        # 11 or 9 rows in steps of 4; the loss that is returned is that of the last tenth of the steps, the third.
+        assert metrics["steps"] == 3
+        assert metrics["loss"] == pytest.approx(step_losses(folder, name)[-1], rel=1e-6)
+        assert len(list((folder / "logs" / name).iterdir())) == 1
+    assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_forwards_take_the_step_of_one(name: str, alone: Path, tiny_model: Path, tmp_path: Path) -> None:
+    assert main(arguments(name, tmp_path, tiny_model, batch=2, accumulation=2)) == 0
+    check_same(alone, tmp_path, name)
+
+
+def test_sharded_over_two_processes_the_steps_and_the_checkpoint_are_the_same(
+    alone: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    names = ["sft", "sft_lora", "value_and_language"]
+    jobs = [arguments(name, tmp_path, tiny_model, batch=2) for name in names]
+    # bfloat16 would round what is compared
+    launch("fsdp.yaml", jobs, tmp_path, "--num_processes", "2", "--mixed_precision", "no", FSDP_ON_CPU="1")
+    for name in names:
+        check_same(alone, tmp_path, name)
