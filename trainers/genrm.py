@@ -13,16 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from critics.genrm import VERDICTS, VerdictKind, VerifierConfig
 from critics.loading import VERIFIER_FILE, VerifierFile
-from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer, resolve_device
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
+from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step
-from trainers.base import Encoded, TrainConfig, encode_solution, fit, save_atomically
+from trainers.base import Encoded, TrainConfig, encode_solution, fit
+from trainers.language_model import load_policy, token_logits
 from trainers.losses import mixed_next_token_loss
 from trainers.rows import SolutionRow, StepRow, VerdictRow
 
@@ -118,29 +117,22 @@ def train_genrm(
             "(llm-mcts rationales writes them) and above 0, or in none and 0"
         )
     rows = balanced(rows, genrm.per_problem)
-    tokenizer, model = load_tokenizer(start), load_causal_lm(start, torch.float32, resolve_device("auto"))
-    if config.lora.rank > 0:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = config.lora.adapt(model, "CAUSAL_LM")
-    fmt, encode = PromptFormat(prompt or PromptConfig(), chat_template_of(tokenizer)), Encoder(tokenizer)
-    encoded = [encode_verdict(row, genrm.kind, fmt, encode, tokenizer.eos_token_id) for row in rows]
+    lm = load_policy(start, config, prompt, seed)
+    encoded = [encode_verdict(row, genrm.kind, lm.fmt, lm.encode, lm.eos) for row in rows]
     if genrm.solving_weight > 0:
         solved = dict.fromkeys((row.problem, row.question, row.steps) for row in rows if row.right and genrm.kind != "prm")
-        encoded += [encode_solution(SolutionRow(*one, SOLVE), fmt, encode, tokenizer.eos_token_id) for one in solved]
+        encoded += [encode_solution(SolutionRow(*one, SOLVE), lm.fmt, lm.encode, lm.eos) for one in solved]
 
     def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         solving = batch["mask"] & (batch["labels"] == SOLVE)
-        return mixed_next_token_loss(logits, batch["input_ids"], batch["mask"] & ~solving, solving, genrm.solving_weight)
+        verifying = batch["mask"] & ~solving
+        return mixed_next_token_loss(token_logits(model, batch), batch["input_ids"], verifying, solving, genrm.solving_weight)
 
-    metrics = fit(model, encoded, batch_loss, config, seed)
-    about = VerifierFile(genrm.kind, start, asdict(fmt.config), asdict(genrm.verifier))
-
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / VERIFIER_FILE).write_text(json.dumps(asdict(about), indent=2) + "\n")
-
-    save_atomically(save, out)
+    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed)
+    about = VerifierFile(genrm.kind, start, asdict(lm.fmt.config), asdict(genrm.verifier))
+    lm.save(out, merge=False, also=lambda folder: _describe(about, folder))
     return metrics
+
+
+def _describe(about: VerifierFile, folder: Path) -> None:
+    (folder / VERIFIER_FILE).write_text(json.dumps(asdict(about), indent=2) + "\n")

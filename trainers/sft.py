@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
 from llm_mcts.errors import DataError
-from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
-from trainers.base import TrainConfig, encode_solution, fit, save_atomically, token_labels
-from trainers.datasets import SolutionRow
+from llm_mcts.prompts import PromptConfig
+from trainers.base import TrainConfig, encode_solution, fit, token_labels
+from trainers.language_model import load_policy, token_logits
 from trainers.losses import next_token_loss
+from trainers.rows import SolutionRow
 
 
 def train_sft(
@@ -32,26 +31,12 @@ def train_sft(
         raise DataError(
             f"a solution of question {wrong[0].question!r} is labelled {wrong[0].label}; expected right ones, label 1"
         )
-    tokenizer = load_tokenizer(start)
-    model = load_causal_lm(start, torch.float32, torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda"))
-    if config.lora.rank > 0:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = config.lora.adapt(model, "CAUSAL_LM")
-    fmt = PromptFormat(prompt or PromptConfig(), chat_template_of(tokenizer))
-    encode = Encoder(tokenizer)
-    encoded = [encode_solution(row, fmt, encode, tokenizer.eos_token_id) for row in rows]
+    lm = load_policy(start, config, prompt, seed)
+    encoded = [encode_solution(row, lm.fmt, lm.encode, lm.eos) for row in rows]
 
     def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        return next_token_loss(logits, token_labels(batch))
+        return next_token_loss(token_logits(model, batch), token_labels(batch))
 
-    metrics = fit(model, encoded, batch_loss, config, seed)
-
-    def save(folder: Path) -> None:
-        whole = model.merge_and_unload() if config.lora.rank > 0 else model
-        whole.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    save_atomically(save, out)
+    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed)
+    lm.save(out)
     return metrics
