@@ -6,7 +6,7 @@
     llm-mcts runs [FOLDER]                the runs in a folder: how far, how good, what they cost
     llm-mcts status RUN                   where one run stands, and how long it will take
     llm-mcts report RUN                   write a run's report anew, also while the run is under way
-    llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm, genrm) on rows from a file
+    llm-mcts train KIND ROWS --out DIR    one trainer (sft, weighted, distill, dpo; value, prm, orm, genrm) on rows from a file
     llm-mcts label --out DIR              labels of solutions or steps, without people: rows for the critics
     llm-mcts rationales ROWS --out FILE   why solutions are right or wrong: rows for a verifier in words
     llm-mcts imagine --out DIR            new training questions from old ones
