@@ -24,7 +24,7 @@ class CurriculumConfig:
     """How much of a round goes to questions of earlier rounds."""
 
     revisit: float = 0.0
-    """Share of a round's questions that were searched before and are not settled, in [0, 1]; 0: fresh ones while there are any."""
+    """Share of a round's questions that were searched before and are not settled, in [0, 1]; 0: fresh ones, if any."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.revisit <= 1:

@@ -1,11 +1,13 @@
 """How the policy is trained: one of several trainers, by name, each on rows of its own.
 
-sft              imitate right solutions (behaviour cloning, rejection sampling)
-weighted         the same, weighted by how much better than its question's mean a solution is
-distill          the search's own policy at every prefix (AlphaZero)
-dpo              better steps against worse ones behind the same prefix
-policy_gradient  on-policy samples and their rewards (REINFORCE and relatives); needs no rows
-joint            distill, and the value model on the same trunk (AlphaZero's loss)
+    sft              imitate right solutions (behaviour cloning, rejection sampling)
+    weighted         the same, weighted by how much better than its question's mean a solution is (rows.weighted)
+    distill          the search's own policy at every prefix (AlphaZero)
+    dpo              better steps against worse ones behind the same prefix
+    policy_gradient  on-policy samples and their rewards (REINFORCE and relatives); needs no rows
+    joint            distill, and the value model on the same trunk (AlphaZero's loss)
+
+`trainers.datasets.policy_rows` makes the rows of a searched tree that each of them takes.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from trainers.distill import DistillConfig, train_distill
 from trainers.dpo import DPOConfig, train_dpo
 from trainers.joint import JointConfig, train_joint
 from trainers.policy_gradient import PolicyGradientConfig, train_policy_gradient
-from trainers.sft import WeightedConfig, train_sft
+from trainers.sft import train_sft, train_weighted
 
 PolicyMethod = Literal["sft", "weighted", "distill", "dpo", "policy_gradient", "joint"]
 
@@ -38,9 +40,8 @@ class PolicyLossConfig:
     """The weights a round's training starts from. last: the policy that stands, so that rounds add up and a round needs only
     its own rows (AlphaLLM); base: the policy that the run began with, so that errors do not add up either (STaR,
     ReST-EM), for which earlier rounds' rows are needed too: raise replay.rounds."""
-    weighted: WeightedConfig = field(default_factory=WeightedConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    """For distill and joint: what the search's policy is taken to be."""
+    """For distill; what the search's policy is taken to be stands in `rows.targets`."""
     dpo: DPOConfig = field(default_factory=DPOConfig)
     policy_gradient: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
     joint: JointConfig = field(default_factory=JointConfig)
@@ -77,14 +78,24 @@ def train_policy(
     start, value = lesson.models.engine.model, lesson.models.critics.value
     if loss.method == "policy_gradient":
         return train_policy_gradient(
-            lesson.problems, lesson.task, start, out, config, loss.policy_gradient, lesson.models, seed, value=value
+            lesson.problems,
+            lesson.task,
+            start,
+            out,
+            config,
+            loss.policy_gradient,
+            lesson.models,
+            seed,
+            value=value if loss.policy_gradient.baseline == "value" else None,
         )
     if not rows:
         return {}
     if loss.method == "joint":
-        return train_joint(rows, start, out, value_out, config, loss.joint, head, prompt, seed, value_start=value, logs=logs)
+        return train_joint(rows, start, out, value_out, config, loss.joint, head, prompt, seed, value, logs)
     if loss.method == "distill":
-        return train_distill(rows, start, out, config, loss.distill, prompt, seed, logs=logs)
+        return train_distill(rows, start, out, config, loss.distill, prompt, seed, logs)
     if loss.method == "dpo":
-        return train_dpo(rows, start, out, config, loss.dpo, prompt, seed, logs=logs)
-    return train_sft(rows, start, out, config, prompt, seed, logs=logs)
+        return train_dpo(rows, start, out, config, loss.dpo, prompt, seed, logs)
+    if loss.method == "weighted":
+        return train_weighted(rows, start, out, config, prompt, seed, logs)
+    return train_sft(rows, start, out, config, prompt, seed, logs)

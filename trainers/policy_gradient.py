@@ -184,7 +184,7 @@ def _check(problems: Sequence[Problem], pg: PolicyGradientConfig, solver: Solver
         )
     if (pg.baseline == "value") != (value is not None):
         raise ConfigError(
-            f"baseline is {pg.baseline} and the value model {value}; expected a value model for baseline value, and for it alone"
+            f"baseline is {pg.baseline} and the value model {value}; expected one for baseline value, and for it alone"
         )
 
 

@@ -23,10 +23,12 @@ from critics.modeling import KINDS, Kind
 from llm_mcts.engines.base import Swaps
 from llm_mcts.errors import DataError
 from llm_mcts.evaluate import solve_into
+from llm_mcts.policy import LMPolicy
 from llm_mcts.progress import Reporter
+from llm_mcts.provenance import hash_model, hash_problems
 from llm_mcts.runner import Record
 from llm_mcts.seeding import derive_seed
-from llm_mcts.solver import Solver, SolverConfig
+from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
 from llm_mcts.store import Journal, RoundDirectory, RunDirectory
 from llm_mcts.tasks.guard import GuardedTask
 from llm_mcts.tasks.jsonl import JsonlTask
@@ -36,9 +38,9 @@ from trainers.agreement import agreed_answer
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
 from trainers.curriculum import Chosen, choose
-from trainers.datasets import critic_rows, row_from_dict, row_to_dict
+from trainers.datasets import policy_rows, row_from_dict, row_to_dict, rows_from_tree
 from trainers.gate import Verdict, decide, should_stop
-from trainers.imagine import imagine_questions
+from trainers.imagine import counts, imagine_questions
 from trainers.policy import Lesson, train_policy
 from trainers.replay import pass_rates, replayed, trajectories
 from trainers.report import write_reports
@@ -56,8 +58,10 @@ def self_improve(
         ConfigError: `out` holds another run, or this one without `resume`.
         DataError: the questions are other ones than when the run was started.
     """
-    run = RunDirectory.open(out, asdict(config), resume)
-    with closing(_Loop(config, run, reporter or Reporter(quiet=True))) as loop:
+    with (
+        RunDirectory.open(out, asdict(config), resume) as run,
+        closing(_Loop(config, run, reporter or Reporter(quiet=True))) as loop,
+    ):
         return loop.run()
 
 
@@ -83,6 +87,7 @@ class _Loop:
     def run(self) -> dict[str, Any]:
         """All rounds, then the test and the report."""
         started = time.perf_counter()
+        self._begin()
         standing = _Candidate(self.directory.round(0), self.models)
         self._evaluate(standing)
         candidates, verdicts = [standing], []
@@ -95,6 +100,7 @@ class _Loop:
                 standing, self.models = candidate, candidate.models
             if reason := should_stop(verdicts, self.config.gate):
                 self.reporter.say(f"stopped after round {number}: {reason}")
+                candidate.here.note("stop", {"reason": reason})
                 break
         self._test(candidates)
         report = write_reports(self.directory)
@@ -102,16 +108,27 @@ class _Loop:
         self.reporter.say(f"{seconds:.0f} s in this process; the report is in {self.directory.path}/report.html")
         return report
 
+    def _begin(self) -> None:
+        """Say what the run is made from, and refuse to go on with other questions or models than it began with."""
+        data = {"train": hash_problems(self._pool()), "dev": hash_problems(self.held_out)}
+        solver = self.config.solver
+        models = {"policy": solver.engine.model, **{kind: getattr(solver.critics, kind) for kind in KINDS}}
+        parents = {name: hash_model(model) for name, model in models.items() if model}
+        self.directory.write_manifest({"seed": self.config.seed, "data": data, "parents": parents})
+        start = self.directory.round(0)
+        if not start.questions.complete:
+            start.questions.write(_question_row(p, "held out", None) for p in self.held_out)
+
     def _round(self, number: int) -> _Candidate:
         """All that a round does up to its gate."""
         here = self.directory.round(number)
         questions = self._questions(here, number)
         self._search(here, number, [chosen.problem for chosen in questions])
         self._rows(here, number, questions)
-        critics = {kind: self._train_critic(here, number, kind) for kind in KINDS if kind in self.config.critics}
-        models = self._train_policy(here, number, [chosen.problem for chosen in questions])
-        trained = {kind: str(folder) for kind, folder in critics.items() if folder}
-        candidate = _Candidate(here, replace(models, critics=replace(models.critics, **trained)))
+        trained = {kind: self._train_critic(here, number, kind) for kind in KINDS if kind in self.config.critics}
+        critics = replace(self.models.critics, **{kind: str(folder) for kind, folder in trained.items() if folder})
+        models = self._train_policy(here, number, replace(self.models, critics=critics), questions)
+        candidate = _Candidate(here, models)
         self._evaluate(candidate)
         return candidate
 
@@ -124,16 +141,19 @@ class _Loop:
                 chosen = self._training_questions(number)
                 chosen += [Chosen(p, "imagined") for p in self._imagined(here, number, [c.problem for c in chosen])]
                 chosen += [Chosen(p, "unlabelled") for p in self._unlabelled(number)]
-                here.questions.write(_question_row(one) for one in chosen)
+                here.questions.write(_question_row(one.problem, one.source, one.pass_rate) for one in chosen)
                 facts |= Counter(one.source for one in chosen)
         return [
             Chosen(Problem(row["id"], row["question"], row["gold"]), row["source"], row["pass_rate"])
             for row in here.questions.read()
         ]
 
+    def _pool(self) -> list[Problem]:
+        """The training questions of the whole run."""
+        return self.task.load("train", self.config.train_questions * self.config.num_rounds)
+
     def _training_questions(self, number: int) -> list[Chosen]:
-        n = self.config.train_questions
-        pool = self.task.load("train", n * self.config.num_rounds)
+        pool = self._pool()
         unlabelled = [p.id for p in pool if p.gold is None]
         if unlabelled:
             raise DataError(
@@ -141,21 +161,40 @@ class _Loop:
                 "without answers go into the file `unlabelled`)"
             )
         rates = pass_rates(self.directory.round(i).rows("trajectories").read() for i in range(1, number))
-        return choose(pool, rates, n, self.config.curriculum, derive_seed(self.config.seed, "questions", number))
+        seed = derive_seed(self.config.seed, "questions", number)
+        return choose(pool, rates, self.config.train_questions, self.config.curriculum, seed)
 
     def _imagined(self, here: RoundDirectory, number: int, parents: list[Problem]) -> list[Problem]:
         """New questions from this round's, none of them near a held-out or a test question."""
+        config = replace(self.config.imagine, max_candidates=self.config.imagined_questions or None)
         if not self.config.imagined_questions:
             return []
-        kept_away = [*(p.question for p in self.held_out), *self.task.texts_only("dev"), *self.task.texts_only("test")]
         seed = derive_seed(self.config.seed, "imagine", number)
-        with self._stage(here, "imagine") as facts:
-            solver = self._solver(self.models)
-            made, refused = imagine_questions(
-                parents, self.config.imagined_questions, self.config.imagine, solver, kept_away, here.imagined, seed
-            )
-            facts |= {"made": len(made), "refused": refused}
+        kept_away = [*self.task.texts_only("dev", self.config.eval_questions), *self._test_texts()]
+        with self._stage(here, "imagine") as facts, self._writer() as policy:
+            made = imagine_questions(parents, config, policy, kept_away, self._pool(), here.imagined, seed, self.reporter)
+            facts |= counts(here.imagined.read())
         return made
+
+    def _test_texts(self) -> list[str]:
+        """The test questions' texts, which imagined questions are kept away from; none where the task has no test split."""
+        try:
+            return self.task.texts_only("test", self.config.test_questions or None)
+        except DataError as error:
+            self.reporter.say(f"imagined questions are not held against a test split: {error}")
+            return []
+
+    @contextmanager
+    def _writer(self) -> Iterator[LMPolicy | None]:
+        """What writes imagined questions: another model where one is named, else the policy; None where rules do."""
+        imagine = self.config.imagine
+        if not imagine.asks_a_model:
+            yield None
+        elif imagine.model is None:
+            yield self._solver(self.models).policy
+        else:
+            with Solver(replace(self.models, engine=replace(self.models.engine, model=imagine.model))) as solver:
+                yield solver.policy
 
     def _unlabelled(self, number: int) -> list[Problem]:
         """The next of the user's questions without answers; answers that the file has all the same are not looked at."""
@@ -208,7 +247,8 @@ class _Loop:
         """The question with the answer that vote and critics agree on, where it has none; or why it has none."""
         if problem.gold is not None:
             return problem, None
-        agreed = agreed_answer(tree, self.config.agreement)
+        scored = self.models.critics != CriticsConfig()
+        agreed = agreed_answer(tree, self.config.agreement, scored)
         return replace(problem, gold=agreed.answer), agreed.reason if agreed.answer is None else None
 
     def _rows_of(
@@ -216,11 +256,13 @@ class _Loop:
     ) -> dict[str, list[dict[str, Any]]]:
         """All rows of one tree."""
         config, task = self.config, self.task
-        policy, policy_refused = policy_rows(tree, problem, task, config.rows, config.policy_loss)
-        refused.update(policy_refused)
-        made: dict[str, list[dict[str, Any]]] = {"policy": [row_to_dict(row) for row in policy]}
-        for kind, found in critic_rows(tree, problem, task, config.rows, config.critic_loss).items():
-            made[kind] = [row_to_dict(row) for row in found]
+        made: dict[str, list[dict[str, Any]]] = {}
+        if config.policy_loss.method != "policy_gradient":
+            policy, policy_refused = policy_rows(tree, problem, task, config.rows, config.policy_loss.method)
+            refused.update(policy_refused)
+            made["policy"] = [row_to_dict(row) for row in policy]
+        every = rows_from_tree(tree, problem, task, config.rows, config.critic_loss)
+        made |= {kind: [row_to_dict(row) for row in every[kind]] for kind in KINDS}
         all_found = trajectories(tree, problem, task, number, self.models.engine.model, chosen.source)
         return {**made, "trajectories": [one.to_dict() for one in all_found]}
 
@@ -242,25 +284,26 @@ class _Loop:
             self._told(here, kind, facts)
         return folder if folder.exists() else None
 
-    def _train_policy(self, here: RoundDirectory, number: int, problems: list[Problem]) -> SolverConfig:
-        """Stage 7: the policy; what stands with its new weights, and with the value model that joint training made."""
-        folder, value = here.checkpoint("policy"), here.checkpoint("value")
-        loss = self.config.policy_loss
+    def _train_policy(
+        self, here: RoundDirectory, number: int, models: SolverConfig, questions: Sequence[Chosen]
+    ) -> SolverConfig:
+        """Stage 7: the policy; `models` with its new weights, and with the value model that joint training made."""
+        folder, value, loss = here.checkpoint("policy"), here.checkpoint("value"), self.config.policy_loss
         if not here.metric("policy"):
             with self._stage(here, "policy") as facts:
                 rows, old = self._training_rows(here, number, "policy")
                 facts |= {"rows": len(rows), "replayed": old}
-                standing = self.config.solver if loss.start == "base" else self.models
-                labelled = [p for p in problems if p.gold is not None]
-                models = replace(self.models, engine=standing.engine)
+                engine = (self.config.solver if loss.start == "base" else self.models).engine
+                labelled = [one.problem for one in questions if one.problem.gold is not None]
                 seed = derive_seed(self.config.seed, "policy", number) % 2**31
-                lesson = Lesson(rows, labelled, self.task, models, seed, here.logs("policy"))
+                lesson = Lesson(rows, labelled, self.task, replace(models, engine=engine), seed, here.logs("policy"))
                 facts |= train_policy(loss, lesson, folder, value, self.config.policy, self.config.head)
             self._told(here, "policy", facts)
         if not folder.exists():
-            return self.models
-        critics = replace(self.models.critics, value=str(value)) if loss.method == "joint" else self.models.critics
-        return replace(self.models, engine=replace(self.models.engine, model=str(folder)), critics=critics)
+            return models
+        if loss.method == "joint":
+            models = replace(models, critics=replace(models.critics, value=str(value)))
+        return replace(models, engine=replace(models.engine, model=str(folder)))
 
     def _training_rows(self, here: RoundDirectory, number: int, name: str) -> tuple[list[Any], int]:
         """A trainer's rows, this round's and earlier ones; how many are earlier ones."""
@@ -368,10 +411,9 @@ class _Loop:
         here.note(name, facts)
 
 
-def _question_row(chosen: Chosen) -> dict[str, Any]:
-    problem = chosen.problem
+def _question_row(problem: Problem, source: str, pass_rate: float | None) -> dict[str, Any]:
     row = {"id": problem.id, "question": problem.question, "gold": problem.gold}
-    return {**row, "source": chosen.source, "pass_rate": chosen.pass_rate}
+    return {**row, "source": source, "pass_rate": pass_rate}
 
 
 def _usage(records: Sequence[Record]) -> dict[str, Any]:
