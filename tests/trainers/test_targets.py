@@ -110,7 +110,8 @@ def test_gumbel(tree: Tree) -> None:
     rows, _ = targets(tree, target="gumbel", c_visit=4.0, c_scale=0.2)
     assert rows[0].targets == pytest.approx((0.746519, 0.151756, 0.101725), abs=1e-5)
     # Behind "a", v = 0.75: v_mix = (0.75 + 5 (1/4 x 0.9 + 1/2 x 0.5) / (3/4)) / 6 = (0.75 + 3.166667) / 6 = 0.652778;
-    # sigma = (4 + 3) 0.2 q = 1.4 q: 1/4 e^1.26 : 1/2 e^0.7 : 1/4 e^0.913889 = 0.881355 : 1.006876 : 0.623501, together 2.511732.
+    # sigma = (4 + 3) 0.2 q = 1.4 q: 1/4 e^1.26 : 1/2 e^0.7 : 1/4 e^0.913889 = 0.881355 : 1.006876 : 0.623501,
+    # together 2.511732.
     assert rows[1].targets == pytest.approx((0.350895, 0.400869, 0.248235), abs=1e-5)
 
 
