@@ -8,7 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.losses import IGNORE, next_token_loss, pairwise_loss, score_cross_entropy, score_mse
+from trainers.losses import (
+    IGNORE,
+    distillation_loss,
+    dpo_loss,
+    next_token_loss,
+    pairwise_loss,
+    score_cross_entropy,
+    score_mse,
+    sequence_logprobs,
+    sibling_distillation_loss,
+    weighted_next_token_loss,
+)
 
 LN2, LN3 = log(2), log(3)
 
@@ -51,6 +62,63 @@ def test_next_token_loss_in_half_precision_is_computed_in_float32() -> None:
     assert loss.dtype == torch.float32
     # ln 3 = 1.0986 rounds to 1.1015625 in bfloat16: ln(1 + e^-1.1015625) = 0.286945
     assert loss.item() == pytest.approx(0.286945, abs=1e-6)
+
+
+def test_weighted_next_token_loss_by_hand() -> None:
+    # Probabilities 3/4 and 1/2 as above, weights 2 and 1/2: (2 x 0.287682 + 0.5 x 0.693147) / 2 = 0.460969
+    logits = torch.tensor([[[0.0, LN3], [5.0, 5.0], [99.0, -99.0]]])
+    labels, weights = torch.tensor([[0, 1, 0]]), torch.tensor([[9.0, 2.0, 0.5]])
+    assert weighted_next_token_loss(logits, labels, weights).item() == pytest.approx(0.460969, abs=1e-6)
+
+
+def test_weights_of_solutions_are_absolute() -> None:
+    # A batch of one solution of weight 3 pulls three times as hard as one of weight 1.
+    logits, labels = torch.tensor([[[0.0, LN3], [5.0, 5.0], [99.0, -99.0]]]), torch.tensor([[IGNORE, 1, 0]])
+    for weight in (1.0, 3.0):
+        found = weighted_next_token_loss(logits, labels, torch.full((1, 3), weight))
+        assert found.item() == pytest.approx(weight * 0.490415, abs=1e-5)  # six digits times 3
+
+
+def test_sequence_logprobs_by_hand() -> None:
+    # Position 0 gives token 1 probability 3/4 and token 0 1/4; position 1 gives both 1/2.
+    logits = torch.tensor([[[0.0, LN3], [5.0, 5.0], [99.0, -99.0]]]).expand(3, 3, 2)
+    ids = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 1, 1]])
+    mask = torch.tensor([[False, True, True], [False, True, False], [False, False, False]])
+    # ln 3/4 + ln 1/2 = -0.980829; ln 1/4 = -1.386294; nothing.
+    assert sequence_logprobs(logits, ids, mask).tolist() == pytest.approx([-0.980829, -1.386294, 0.0], abs=1e-6)
+
+
+def test_distillation_loss_by_hand() -> None:
+    # 3/4 x 1 + 1/4 x 2 = 1.25 for one state, 3 for the other: 2.125.
+    logprobs, targets, item = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([0.75, 0.25, 1.0]), torch.tensor([0, 0, 1])
+    assert distillation_loss(logprobs, targets, item).item() == pytest.approx(2.125)
+
+
+def test_sibling_distillation_loss_by_hand() -> None:
+    # Per token ln 1/2 and ln 1/4, so 2/3 and 1/3: -3/4 ln 2/3 - 1/4 ln 1/3 = 0.304099 + 0.274653 = 0.578752;
+    # the other state has one action, whose probability is 1: 0. Mean 0.289376.
+    logprobs, lengths = torch.tensor([2 * log(1 / 2), log(1 / 4), -7.0]), torch.tensor([2, 1, 3])
+    targets, item = torch.tensor([0.75, 0.25, 1.0]), torch.tensor([0, 0, 1])
+    assert sibling_distillation_loss(logprobs, lengths, targets, item).item() == pytest.approx(0.289376, abs=1e-6)
+    # Temperature 1/2: 1/4 and 1/16, so 4/5 and 1/5: -3/4 ln 4/5 - 1/4 ln 1/5 = 0.167358 + 0.402359 = 0.569717; half of it.
+    found = sibling_distillation_loss(logprobs, lengths, targets, item, 0.5)
+    assert found.item() == pytest.approx(0.569717 / 2, abs=1e-6)
+
+
+def test_dpo_loss_by_hand() -> None:
+    # The better side gained 1 and the worse lost 1: 0.5 x 2 = 1, -ln sigmoid(1) = 0.313262; nothing moved: ln 2. Mean 0.503204.
+    logprobs, reference = torch.tensor([-1.0, -2.0, -4.0, -3.0]), torch.tensor([-2.0, -1.0, -4.0, -3.0])
+    assert dpo_loss(logprobs, reference, 0.5).item() == pytest.approx(0.503204, abs=1e-6)
+    # With policy and reference swapped the first pair would give -ln sigmoid(-1) = 1.313262.
+    assert dpo_loss(reference[:2], logprobs[:2], 0.5).item() == pytest.approx(1.313262, abs=1e-6)
+
+
+def test_dpo_raises_the_better_side_and_lowers_the_worse() -> None:
+    logprobs = torch.tensor([-4.0, -3.0], requires_grad=True)
+    dpo_loss(logprobs, torch.tensor([-4.0, -3.0]), 0.1).backward()
+    assert logprobs.grad is not None
+    # d/dx of -ln sigmoid(beta x) at 0 is -beta / 2.
+    assert logprobs.grad.tolist() == pytest.approx([-0.05, 0.05])
 
 
 # Rows for the score losses: sigmoid(ln 3) = 3/4, sigmoid(0) = 1/2, sigmoid(-ln 3) = 1/4.
