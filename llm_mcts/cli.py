@@ -3,7 +3,7 @@
     llm-mcts solve "QUESTION"             answer one question
     llm-mcts evaluate                     accuracy of several searches side by side
     llm-mcts self-improve --out RUN       search, train, gate, round after round
-    llm-mcts train KIND ROWS --out DIR    one trainer (sft, value, prm, orm, genrm) on rows from a file
+    llm-mcts train KIND ROWS --out DIR    one trainer (sft, weighted, distill, dpo; value, prm, orm, genrm) on rows from a file
     llm-mcts label --out DIR              labels of solutions or steps, without people: rows for the critics
     llm-mcts rationales ROWS --out FILE   why solutions are right or wrong: rows for a verifier in words
     llm-mcts diagnose CRITIC [CRITIC …]   whether critics rank solutions, are calibrated and choose well

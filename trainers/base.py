@@ -90,6 +90,13 @@ class EncodedPair:
         return (self.chosen, self.rejected)
 
 
+@dataclass(frozen=True)
+class EncodedGroup:
+    """Rows that one loss looks at together, such as the steps behind one prefix: a batch holds all of them or none."""
+
+    parts: tuple[Encoded, ...]
+
+
 def encode_solution(row: SolutionRow, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
     """For the policy: the steps' tokens and the closing end-of-text count; the token ids are their own labels."""
     ids, ends = _ids_and_ends(row, fmt, encode)
@@ -136,6 +143,18 @@ def encode_prefixes(
     return Encoded(ids, labels, mask, None if weights is None else weighing)
 
 
+def encode_next(
+    question: str, prefix: Sequence[str], steps: Sequence[str], fmt: PromptFormat, encode: Encoder, eos: int
+) -> Encoded:
+    """For the policy, what comes behind a prefix: the tokens of `steps` count, newlines included.
+
+    Behind a line that states the answer the end-of-text counts too, as in `encode_solution`.
+    """
+    ids, ends = _ids_and_ends(SolutionRow("", question, (*prefix, *steps)), fmt, encode)
+    ids = [*ids, eos] if fmt.states_answer(steps[-1]) else ids
+    return Encoded(ids, [0.0] * len(ids), [i > ends[len(prefix)] for i in range(len(ids))])
+
+
 def encode_pair(row: PairRow, fmt: PromptFormat, encode: Encoder) -> EncodedPair:
     """For critics that learn from comparisons: the last tokens of both sides are compared."""
     sides = (SolutionRow(row.problem, row.question, steps, label) for steps, label in ((row.chosen, 1.0), (row.rejected, 0.0)))
@@ -160,10 +179,11 @@ def _ids_and_ends(row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> tup
     return encode(segments), encode.ends(segments)
 
 
-def collate(batch: Sequence[Encoded | EncodedPair]) -> dict[str, Tensor]:
+def collate(batch: Sequence[Encoded | EncodedPair | EncodedGroup]) -> dict[str, Tensor]:
     """Pad on the right: input_ids, attention_mask [B, T] long; labels [B, T] float; mask [B, T] boolean.
 
-    Where the rows have them also weights [B, T] float and written [B, T] boolean. A pair makes two rows.
+    Where the rows have them also weights [B, T] float and written [B, T] boolean. A pair makes two rows, a group several,
+    and item [B] long says which of the batch's items a row is of.
     """
     rows = [part for item in batch for part in item.parts]
     width = max(len(row.ids) for row in rows)
@@ -177,6 +197,8 @@ def collate(batch: Sequence[Encoded | EncodedPair]) -> dict[str, Tensor]:
         "labels": padded(lambda r: r.labels, 0.0),
         "mask": padded(lambda r: r.mask, False),
     }
+    if not isinstance(batch[0], Encoded):
+        tensors["item"] = torch.tensor([i for i, item in enumerate(batch) for _ in item.parts])
     if rows[0].weights is not None:
         tensors["weights"] = padded(lambda r: r.weights or [], 0.0)
     if rows[0].written is not None:

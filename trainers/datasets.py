@@ -1,6 +1,7 @@
 """From search trees to training rows. Together with the tasks, the only code that sees gold answers.
 
-sft     right solutions, distinct, best-scored first, at most so many a question
+sft     right solutions, distinct, best-scored first, at most so many a question (`trainers.selection`); weighted: with weights
+distill what the search made of the policy at each prefix, and dpo: better and worse steps (`trainers.targets`)
 value   whole solutions with their outcome: the label of every prefix; or paths with the tree's values
 orm     the same solutions, judged as a whole; or right and wrong ones in pairs
 prm     the same solutions with a label a step: the share of right endings below that step in the tree; or steps in pairs
@@ -8,10 +9,9 @@ prm     the same solutions with a label a step: the share of right endings below
 Which of them a critic gets is its objective's business (`trainers.objectives`).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from critics.modeling import Kind
@@ -21,15 +21,23 @@ from llm_mcts.tasks.base import Task
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, Trace
 from trainers.objectives import CriticLossConfig, needed_rows
-from trainers.rows import PairRow, Row, SolutionRow, StepRow, TreeRow, row_from_dict, row_to_dict
+from trainers.rows import PairRow, Row, SolutionRow, StepRow, TargetRow, TreeRow, row_from_dict, row_to_dict
+from trainers.selection import SelectionConfig, Solutions, WeightedConfig, select, solutions_of, weighted
+from trainers.targets import PreferenceConfig, TargetConfig, policy_pairs, target_rows
 from trainers.tree_rows import node_rows, outcome_pairs, statistics_of, step_pairs, twins_first, with_values
+
+PolicyMethod = Literal["sft", "weighted", "distill", "dpo", "joint"]
+"""How the policy learns from trees that are there; joint learns from what distill does."""
 
 __all__ = [
     "PairRow",
+    "PolicyMethod",
     "RowsConfig",
     "SolutionRow",
     "StepRow",
+    "TargetRow",
     "TreeRow",
+    "policy_rows",
     "row_from_dict",
     "row_to_dict",
     "rows_from_tree",
@@ -41,7 +49,7 @@ class RowsConfig:
     """Which trajectories become training rows."""
 
     sft_per_question: int = 4
-    """Right solutions kept for the policy, at least 1."""
+    """Right solutions kept for the policy, at least 1; `selection.balance` may lower it."""
     critic_per_question: int = 8
     """Solutions kept for each critic, half of them right where there are enough of both; at least 2."""
     min_score: float = 0.0
@@ -50,7 +58,15 @@ class RowsConfig:
     """Which solutions critics get where there are more than enough. found: the first that the search found; twins: a wrong one
     that shares as long a beginning as possible with a right one, and that right one, so that style cannot tell them apart."""
     pairs_per_question: int = 16
-    """Step pairs kept for a PRM that is trained on pairs, at least 1."""
+    """Step pairs kept for a PRM, or a policy, that is trained on pairs, at least 1."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    """Which right solutions the policy imitates (sft, weighted)."""
+    weighted: WeightedConfig = field(default_factory=WeightedConfig)
+    """How much each of them counts (weighted)."""
+    targets: TargetConfig = field(default_factory=TargetConfig)
+    """What the search made of the policy (distill, joint)."""
+    preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Which steps are compared (dpo)."""
 
     def __post_init__(self) -> None:
         if self.sft_per_question < 1 or self.critic_per_question < 2 or not 0 <= self.min_score <= 1:
@@ -69,23 +85,60 @@ def rows_from_tree(
     tree: Tree, problem: Problem, task: Task, config: RowsConfig, losses: CriticLossConfig | None = None
 ) -> dict[str, Sequence[Row]]:
     """The rows of every trainer ("sft", "value", "prm", "orm") that one searched training question yields."""
-    assert problem.gold is not None
-    right: list[tuple[Trace, SolutionRow]] = []
-    wrong: list[tuple[Trace, SolutionRow]] = []
-    for trace in _distinct(tree_traces(tree)):
-        steps = tuple(s.text for s in trace.state.steps)
-        correct = task.check(trace.state.text, problem.gold)
-        (right if correct else wrong).append((trace, SolutionRow(problem.id, problem.question, steps, float(correct))))
-    by_score = sorted(right, key=lambda pair: inf if pair[0].score is None else -pair[0].score)
-    liked = [row for trace, row in by_score if trace.score is None or trace.score >= config.min_score]
-    solutions = [row for _, row in right], [row for _, row in wrong]
+    found = solutions_of(tree, problem, task)
+    right, wrong = (
+        [_solution(trace, problem, label) for trace in side] for side, label in ((found.right, 1.0), (found.wrong, 0.0))
+    )
     if config.negatives == "twins":
-        solutions = twins_first(*solutions)
-    outcomes = _balanced(*solutions, config.critic_per_question)
-    rows: dict[str, Sequence[Row]] = {"sft": liked[: config.sft_per_question]}
+        right, wrong = twins_first(right, wrong)
+    outcomes = _balanced(right, wrong, config.critic_per_question)
+    rows: dict[str, Sequence[Row]] = {"sft": _imitated(found, problem, config)[0]}
     kinds: tuple[Kind, ...] = ("value", "prm", "orm")
     rows |= {kind: _critic_rows(kind, outcomes, tree, problem, task, config, losses or CriticLossConfig()) for kind in kinds}
     return rows
+
+
+def policy_rows(
+    tree: Tree, problem: Problem, task: Task, config: RowsConfig, method: PolicyMethod
+) -> tuple[Sequence[Row], dict[str, int]]:
+    """The policy's rows of one searched question, and how many of what the tree holds were refused, by reason.
+
+    sft and weighted: SolutionRow, of whole solutions; distill and joint: TargetRow, of prefixes with children; dpo: PairRow,
+    of pairs. A question whose answer is not known gives rows to those alone that do not ask for it.
+    """
+    distills = method in ("distill", "joint")
+    if problem.gold is None and not (distills and not config.targets.asks_the_answer):
+        return [], {"no gold answer": 1}
+    rows: Sequence[Row]
+    if distills:
+        rows, refused = target_rows(tree, problem, task, config.targets)
+    elif method == "dpo":
+        rows, refused = policy_pairs(tree, problem, task, config.pairs_per_question, config.preferences)
+    else:
+        found = solutions_of(tree, problem, task)
+        rows, refused = (_weighted if method == "weighted" else _imitated)(found, problem, config)
+    return rows, {reason: n for reason, n in refused.items() if n}
+
+
+def _imitated(found: Solutions, problem: Problem, config: RowsConfig) -> tuple[list[SolutionRow], Counter[str]]:
+    kept, refused = select(found.right, found.pass_rate, config.sft_per_question, config.min_score, config.selection)
+    return [_solution(trace, problem, 1.0) for trace in kept], found.refused() + refused
+
+
+def _weighted(found: Solutions, problem: Problem, config: RowsConfig) -> tuple[list[SolutionRow], Counter[str]]:
+    weights, unscored = weighted(found, config.weighted)
+    refused = found.refused(config.weighted.wrong) + unscored
+    rows: list[SolutionRow] = []
+    for side, least in ((found.right, config.min_score), (found.wrong, 0.0)):
+        scored = [trace for trace in side if trace.state.text in weights]
+        kept, more = select(scored, found.pass_rate, config.sft_per_question, least, config.selection)
+        refused += more
+        rows += [replace(_solution(trace, problem, found.outcome(trace)), weight=weights[trace.state.text]) for trace in kept]
+    return rows, refused
+
+
+def _solution(trace: Trace, problem: Problem, label: float) -> SolutionRow:
+    return SolutionRow(problem.id, problem.question, tuple(step.text for step in trace.state.steps), label)
 
 
 def _critic_rows(
@@ -112,19 +165,6 @@ def _critic_rows(
     if losses.value.target == "tree_q":
         return node_rows(found, problem, config.critic_per_question)
     return [with_values(row, found) for row in outcomes]
-
-
-def _distinct(traces: Sequence[Trace]) -> list[Trace]:
-    """Traces with an answer, without repeated texts; the best score of equals."""
-    best: dict[str, Trace] = {}
-    for trace in traces:
-        if trace.state.answer is not None and ((known := best.get(trace.state.text)) is None or _more(trace, known)):
-            best[trace.state.text] = trace
-    return list(best.values())
-
-
-def _more(a: Trace, b: Trace) -> bool:
-    return a.score is not None and (b.score is None or a.score > b.score)
 
 
 def _balanced(right: list[SolutionRow], wrong: list[SolutionRow], limit: int) -> list[SolutionRow]:

@@ -1,12 +1,13 @@
 """Losses as pure functions of tensors.
 
-Masks are boolean and say which positions count; every loss is a mean over those positions. Weights, where a loss takes
-them, are relative: only their proportions matter.
+Masks are boolean and say which positions count; every loss is a mean over those positions, or over rows where it says so.
+Weights, where a loss takes them, are relative: only their proportions matter; but the weights of solutions (in
+`weighted_next_token_loss`) are absolute, for in a batch of one solution proportions say nothing.
 """
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, logsigmoid
 
 IGNORE = -100
 """Label of a token that does not count (the convention of torch and transformers)."""
@@ -22,6 +23,76 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     targets = labels[:, 1:]
     chosen = targets != IGNORE
     return cross_entropy(logits[:, :-1][chosen].float(), targets[chosen])
+
+
+def weighted_next_token_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Advantage-weighted regression: mean over the labelled tokens of -w log p(token t+1 | tokens <= t) (arXiv 1910.00177).
+
+    With w = 1 it is `next_token_loss`.
+
+    Args:
+        logits: [B, T, V].
+        labels: [B, T] token ids; IGNORE where a token does not count.
+        weights: [B, T] w of the token's solution, above 0 where a token counts.
+    """
+    targets = labels[:, 1:]
+    chosen = targets != IGNORE
+    surprises = cross_entropy(logits[:, :-1][chosen].float(), targets[chosen], reduction="none")
+    return (surprises * weights[:, 1:][chosen]).mean()
+
+
+def sequence_logprobs(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """log p of each row's masked tokens given what stands before them, summed over the row: [B].
+
+    Args:
+        logits: [B, T, V].
+        ids: [B, T] token ids.
+        mask: [B, T] boolean; the first token of a row is predicted by nothing and must not count.
+    """
+    counted = mask[:, 1:]
+    logprobs = -cross_entropy(logits[:, :-1][counted].float(), ids[:, 1:][counted], reduction="none")
+    rows = counted.nonzero()[:, 0]
+    return logprobs.new_zeros(len(ids)).index_add(0, rows, logprobs)
+
+
+def distillation_loss(logprobs: Tensor, targets: Tensor, item: Tensor) -> Tensor:
+    """AlphaZero's policy term: mean over states of -sum_a pi(a) log p(a | s) (Silver et al. 2018).
+
+    Args:
+        logprobs: [B] log p of each action, an action a row.
+        targets: [B] pi(a), adding up to 1 over the actions of a state.
+        item: [B] which state a row belongs to.
+    """
+    return -(targets * logprobs).sum() / len(torch.unique(item))
+
+
+def sibling_distillation_loss(
+    logprobs: Tensor, lengths: Tensor, targets: Tensor, item: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """The same over the sampled actions alone: p(a | s) = softmax over siblings of log p(a) / (length x temperature).
+
+    These are the priors of a search (`llm_mcts.search.expansion`), so it is the prior that becomes the search's pi.
+
+    Args:
+        logprobs, targets, item: as `distillation_loss`; all actions of a state must be in the batch.
+        lengths: [B] tokens of each action.
+        temperature: the search's prior_temperature, above 0.
+    """
+    scores = logprobs / lengths / temperature
+    states = [item == state for state in torch.unique(item)]
+    return torch.stack([-(targets[rows] * log_softmax(scores[rows], 0)).sum() for rows in states]).mean()
+
+
+def dpo_loss(logprobs: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """Direct preference optimisation: mean over pairs of -log sigmoid(beta [(l+ - l+_ref) - (l- - l-_ref)]) (arXiv 2305.18290).
+
+    Args:
+        logprobs: [2 P] log p of each side under the policy; rows 2 i and 2 i + 1 are a pair, the better one first.
+        reference: [2 P] the same under the model that training started from.
+        beta: how dearly a departure from the reference is paid for, above 0.
+    """
+    better, worse = (logprobs - reference).view(-1, 2).unbind(1)
+    return -logsigmoid(beta * (better - worse)).mean()
 
 
 def score_mse(logits: Tensor, labels: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -104,7 +175,8 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
         temperature: above 0; the distribution is softmax(logits / temperature).
     """
     scaled = logits[:, :-1].float().transpose(1, 2) / temperature
-    return pad(-cross_entropy(scaled, ids[:, 1:], reduction="none"), (1, 0))
+    logprobs = -cross_entropy(scaled, ids[:, 1:], reduction="none")
+    return torch.cat([logprobs.new_zeros(len(ids), 1), logprobs], 1)
 
 
 def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:

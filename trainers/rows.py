@@ -1,9 +1,9 @@
 """The rows that trainers read, and their JSON.
 
-    SolutionRow   a solution and its outcome                       sft, value, orm
+    SolutionRow   a solution and its outcome                       sft, weighted, value, orm
     StepRow       a solution with a label a step                   prm
     TreeRow       a path with the tree's Q and visits a prefix     value: tree_q, td_lambda
-    PairRow       two beginnings of solutions, the better first    prm and orm: pairwise
+    PairRow       two beginnings of solutions, the better first    dpo; prm and orm: pairwise
     VerdictRow    a solution, or its beginning, judged in words    genrm
     TargetRow     what a search made of the policy at one prefix   distill, joint
 
@@ -12,6 +12,7 @@ A row's keys tell its type: `labels`, `q_values`, `chosen`, `right`, `actions`, 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
 
 from llm_mcts.errors import DataError
@@ -25,6 +26,8 @@ class SolutionRow:
     question: str
     steps: tuple[str, ...]
     label: float = 1.0
+    weight: float = 1.0
+    """How much the solution counts for trainer `weighted`, finite and above 0; written only where it is not 1."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ Row = SolutionRow | StepRow | TreeRow | PairRow | VerdictRow | TargetRow
 
 def row_to_dict(row: Row) -> dict[str, Any]:
     """A JSON-ready row."""
-    return asdict(row)
+    data = asdict(row)
+    if isinstance(row, SolutionRow) and row.weight == 1.0:
+        del data["weight"]
+    return data
 
 
 def row_from_dict(data: dict[str, Any]) -> Row:
@@ -132,7 +138,7 @@ def row_from_dict(data: dict[str, Any]) -> Row:
     if "labels" in data:
         labels = tuple(None if x is None else _label(x, question) for x in _list(data, "labels", len(steps)))
         return StepRow(problem, question, steps, labels)
-    return SolutionRow(problem, question, steps, _label(data.get("label", 1.0), question))
+    return SolutionRow(problem, question, steps, _label(data.get("label", 1.0), question), _weight(data, question))
 
 
 def _target_row(data: dict[str, Any], problem: str) -> TargetRow:
@@ -176,6 +182,13 @@ def _label(value: Any, question: str) -> float:
     """A label in [0, 1], or a DataError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise DataError(f"row with label {value!r} for question {question!r}; expected a number in [0, 1]")
+    return float(value)
+
+
+def _weight(data: dict[str, Any], question: str) -> float:
+    value = data.get("weight", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+        raise DataError(f"row with weight {value!r} for question {question!r}; expected a finite number above 0")
     return float(value)
 
 

@@ -1,5 +1,6 @@
 """One trainer on rows from a file: what the loop does in a round, by hand."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -12,12 +13,12 @@ from llm_mcts.prompts import PromptConfig
 from llm_mcts.tasks.jsonl import read_jsonl
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
+from trainers.distill import DistillConfig, train_distill
+from trainers.dpo import DPOConfig, train_dpo
 from trainers.genrm import GenRMConfig, train_genrm, verdict_rows
 from trainers.objectives import CriticLossConfig, needed_rows
-from trainers.rows import SolutionRow, StepRow, VerdictRow, row_from_dict
-from trainers.sft import train_sft
-
-TRAINERS = ("sft", *get_args(Kind), "genrm")
+from trainers.rows import PairRow, Row, SolutionRow, StepRow, TargetRow, VerdictRow, row_from_dict
+from trainers.sft import train_sft, train_weighted
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,28 @@ class TrainJob:
     """What a critic learns; the rows must suit it."""
     genrm: GenRMConfig = field(default_factory=GenRMConfig)
     """What a verifier in words learns."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """How search targets are learnt."""
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    """How preferences are learnt."""
     seed: int = 0
 
 
-def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str, float]:
+Metrics = dict[str, float]
+POLICY: dict[str, tuple[type[Row], Callable[[list[Any], Path, TrainJob], Metrics]]] = {
+    "sft": (SolutionRow, lambda rows, out, job: train_sft(rows, job.start, out, job.train, job.prompt, job.seed)),
+    "weighted": (SolutionRow, lambda rows, out, job: train_weighted(rows, job.start, out, job.train, job.prompt, job.seed)),
+    "distill": (
+        TargetRow,
+        lambda rows, out, job: train_distill(rows, job.start, out, job.train, job.distill, job.prompt, job.seed),
+    ),
+    "dpo": (PairRow, lambda rows, out, job: train_dpo(rows, job.start, out, job.train, job.dpo, job.prompt, job.seed)),
+}
+"""Name -> the rows that a policy's trainer takes, and its call."""
+TRAINERS = (*POLICY, *get_args(Kind), "genrm")
+
+
+def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> Metrics:
     """Train on a file of rows and write the checkpoint to `out`.
 
     Raises:
@@ -47,8 +66,9 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> dict[str
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another --out")
-    if kind == "sft":
-        return train_sft(read_rows("sft", file, SolutionRow), job.start, out, job.train, job.prompt, job.seed)
+    if kind in POLICY:
+        expected, run = POLICY[kind]
+        return run(read_rows(kind, file, expected), out, job)
     if kind == "genrm":
         return train_genrm(read_verdicts(file, job.genrm.kind), job.start, out, job.train, job.genrm, job.prompt, job.seed)
     rows = read_rows(kind, file, needed_rows(kind, job.critic_loss))  # type: ignore[arg-type]

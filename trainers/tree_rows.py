@@ -43,12 +43,7 @@ class Found:
 def statistics_of(tree: Tree, problem: Problem, task: Task) -> dict[Prefix, Found]:
     """Visits, values and outcomes of every prefix; nodes of equal steps count together."""
     assert problem.gold is not None
-    found: dict[Prefix, Found] = defaultdict(Found)
-    for node in tree.nodes():
-        here = found[_texts(tree, node)]
-        here.visits += node.visit_count
-        here.value_sum += node.value_sum
-        here.nodes.append(node)
+    found = defaultdict(Found, node_statistics(tree))
     for trace in tree_traces(tree):
         correct = trace.state.answer is not None and task.check(trace.state.text, problem.gold)
         steps = tuple(step.text for step in trace.state.steps)
@@ -56,6 +51,29 @@ def statistics_of(tree: Tree, problem: Problem, task: Task) -> dict[Prefix, Foun
             found[steps[:i]].right += correct
             found[steps[:i]].wrong += not correct
     return dict(found)
+
+
+def node_statistics(tree: Tree) -> dict[Prefix, Found]:
+    """Visits and values of every prefix in the tree, of which no outcome is looked at."""
+    found: dict[Prefix, Found] = defaultdict(Found)
+    for node in tree.nodes():
+        here = found[_texts(tree, node)]
+        here.visits += node.visit_count
+        here.value_sum += node.value_sum
+        here.nodes.append(node)
+    return dict(found)
+
+
+def unanswered(tree: Tree) -> set[Prefix]:
+    """Solutions that end without an answer, cut off or given up, where no other goes on from there.
+
+    No policy should learn to end like that.
+    """
+    states = [tree.state(node) for node in tree.nodes()] + [state for _, state, _ in tree.rollouts]
+    texts = [tuple(step.text for step in state.steps) for state in states]
+    goes_on = {steps[:i] for steps in texts for i in range(len(steps))}
+    ends = {steps for steps, state in zip(texts, states, strict=True) if state.terminal and state.answer is None}
+    return ends - goes_on
 
 
 def _texts(tree: Tree, node: Node) -> Prefix:
