@@ -62,7 +62,9 @@ class Sampler:
         """`solver`: engine, prompt and lengths; its critics, search and truncations (top_k and the like) play no part."""
         policy = replace(solver.policy, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)
         engine = replace(solver.engine, model=start)
-        self.config = replace(solver, engine=engine, policy=policy, critics=CriticsConfig(), search="greedy", rollout_model=None)
+        self.config = replace(
+            solver, engine=engine, policy=policy, critics=CriticsConfig(), search="greedy", rollout_model=None
+        )
         self.tokenizer = tokenizer
         self.usage = Usage()
         """Of all samples so far."""

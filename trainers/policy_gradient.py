@@ -184,7 +184,7 @@ def _check(problems: Sequence[Problem], pg: PolicyGradientConfig, solver: Solver
         )
     if (pg.baseline == "value") != (value is not None):
         raise ConfigError(
-            f"baseline is {pg.baseline} and the value model {value}; expected a value model for baseline value, and for it alone"
+            f"baseline is {pg.baseline} and the value model {value}; expected one for baseline value, and for it alone"
         )
 
 
@@ -242,5 +242,3 @@ def _scaled(advantages: Advantages, sample: Sequence[float]) -> Advantages:
     """Divided by the standard deviation of `sample`, where that is above 0."""
     deviation = pstdev(sample) if sample else 0.0
     return [[a / deviation for a in steps] for steps in advantages] if deviation else advantages
-
-
