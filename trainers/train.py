@@ -16,6 +16,7 @@ from trainers.critic import train_critic
 from trainers.distill import DistillConfig, train_distill
 from trainers.dpo import DPOConfig, train_dpo
 from trainers.genrm import GenRMConfig, train_genrm, verdict_rows
+from trainers.joint import JointConfig, train_joint
 from trainers.objectives import CriticLossConfig, needed_rows
 from trainers.rows import PairRow, Row, SolutionRow, StepRow, TargetRow, VerdictRow, row_from_dict
 from trainers.sft import train_sft, train_weighted
@@ -40,6 +41,10 @@ class TrainJob:
     """How search targets are learnt."""
     dpo: DPOConfig = field(default_factory=DPOConfig)
     """How preferences are learnt."""
+    joint: JointConfig = field(default_factory=JointConfig)
+    """How policy and value are learnt together."""
+    value_start: str | None = None
+    """For joint: a value model on a policy's trunk, whose head is trained on; none: a new head."""
     seed: int = 0
 
 
@@ -51,6 +56,7 @@ POLICY: dict[str, tuple[type[Row], Callable[[list[Any], Path, TrainJob], Metrics
         TargetRow,
         lambda rows, out, job: train_distill(rows, job.start, out, job.train, job.distill, job.prompt, job.seed),
     ),
+    "joint": (TargetRow, lambda rows, out, job: _joint(rows, out, job)),
     "dpo": (PairRow, lambda rows, out, job: train_dpo(rows, job.start, out, job.train, job.dpo, job.prompt, job.seed)),
 }
 """Name -> the rows that a policy's trainer takes, and its call."""
@@ -64,8 +70,9 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> Metrics:
         ConfigError: `out` exists.
         DataError: the file is missing, empty, or holds another trainer's rows; the message names file and line.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists already; choose another --out")
+    done = out / "value" if kind == "joint" else out  # its last part: a run that was stopped before may be run again
+    if done.exists():
+        raise ConfigError(f"{done} exists already; choose another --out")
     if kind in POLICY:
         expected, run = POLICY[kind]
         return run(read_rows(kind, file, expected), out, job)
@@ -83,6 +90,12 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> Metrics:
         job.seed,
         job.critic_loss,
     )
+
+
+def _joint(rows: list[Any], out: Path, job: TrainJob) -> Metrics:
+    """Policy and value model in folders of their own below `out`."""
+    places = out / "policy", out / "value"
+    return train_joint(rows, job.start, *places, job.train, job.joint, job.head, job.prompt, job.seed, job.value_start)
 
 
 def read_verdicts(file: Path, kind: VerdictKind = "genrm") -> list[VerdictRow]:

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -234,6 +236,28 @@ def test_a_cut_answer_earns_nothing() -> None:
     assert sampler.usage.lm_calls == 1
 
 
+def test_each_question_is_judged_by_its_own_answer() -> None:
+    @dataclass(frozen=True)
+    class ByGold(Rewards):
+        def check(self, solution_text: str, gold: str) -> bool:
+            return gold == PROBLEMS[0].gold
+
+    update = update_of(EMBEDDED)
+    sampler = Sampler(SHORT, EMBEDDED, update.policy.tokenizer, 1.0, None)
+    sampler.refresh(update.policy.model)
+    for problems in (PROBLEMS, PROBLEMS[::-1]):
+        groups = sampler.sample(problems, 4, ByGold(lambda text: False), 0)
+        assert [[s.state.question for s in group] for group in groups] == [[p.question] * 4 for p in problems]
+        assert [any(s.reward for s in group) for group in groups] == [p.gold == PROBLEMS[0].gold for p in problems]
+    sampler.close()
+
+
+def test_weights_that_are_spread_over_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match="accelerate is set to FSDP"):
+        update_of(EMBEDDED)
+
+
 def test_a_question_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     long = Problem("long", "7 apples? " * 300, "7")
     found = train(tmp_path / "out", problems=[PROBLEMS[0], long], pg=replace(SMALL, iterations=1))
@@ -383,7 +407,9 @@ def gradient(update: PolicyUpdate, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return seen[0]
 
 
-@pytest.mark.parametrize("pg", [SMALL, replace(SMALL, ppo_clip=0.2), replace(SMALL, kl_weight=0.5)])
+@pytest.mark.parametrize(
+    "pg", [SMALL, replace(SMALL, ppo_clip=0.2), replace(SMALL, kl_weight=0.5), replace(SMALL, ppo_clip=0.2, temperature=2.0)]
+)
 def test_8_forwards_of_1_row_have_the_gradient_of_1_of_8(
     pg: PolicyGradientConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,7 +421,7 @@ def test_8_forwards_of_1_row_have_the_gradient_of_1_of_8(
     update = update_of(str(tiny_model))
     batch = collate(ROWS)
     logits = update.policy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    policy_gradient_loss(token_logprobs(logits, batch["input_ids"]), batch["labels"], batch["mask"]).backward()
+    policy_gradient_loss(token_logprobs(logits, batch["input_ids"], pg.temperature), batch["labels"], batch["mask"]).backward()
     for name, p in update.policy.model.named_parameters():  # ratio 1, and KL 0 to the start: both are REINFORCE's
         assert p.grad is not None
         for one in found:
