@@ -7,7 +7,7 @@ Weights, where a loss takes them, are relative: only their proportions matter; b
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, logsigmoid, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, logsigmoid
 
 IGNORE = -100
 """Label of a token that does not count (the convention of torch and transformers)."""
@@ -155,7 +155,8 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Ten
         temperature: above 0; the distribution is softmax(logits / temperature).
     """
     scaled = logits[:, :-1].float().transpose(1, 2) / temperature
-    return pad(-cross_entropy(scaled, ids[:, 1:], reduction="none"), (1, 0))
+    logprobs = -cross_entropy(scaled, ids[:, 1:], reduction="none")
+    return torch.cat([logprobs.new_zeros(len(ids), 1), logprobs], 1)
 
 
 def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
@@ -206,3 +207,18 @@ def kl_penalty(logits: Tensor, reference: Tensor, mask: Tensor, temperature: flo
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the mask; 0 where it is empty, with a gradient of 0."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def joint_loss(policy: Tensor, logits: Tensor, outcomes: Tensor, mask: Tensor, value_weight: float) -> Tensor:
+    """AlphaZero's (z - v)^2 - pi^T log p (Silver et al. 2018): the policy's term plus that of the values, weighted.
+
+    The third term, c |theta|^2, is the optimiser's weight decay. A batch of which no outcome is known has no value term.
+
+    Args:
+        policy: scalar, the mean over states of -sum_a pi(a) log p(a | s), as `distillation_loss`.
+        logits: [B, T] of the value head; v = sigmoid(logit).
+        outcomes: [B, T] z in [0, 1] where the mask is.
+        mask: [B, T] boolean: the last token of each state whose outcome is known.
+        value_weight: at least 0; AlphaZero's z and v lie in [-1, 1], so its 1 is 4 here.
+    """
+    return policy + value_weight * _mean((torch.sigmoid(logits.float()) - outcomes).square(), mask)

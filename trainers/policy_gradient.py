@@ -149,8 +149,9 @@ def train_policy_gradient(
                 for sample, steps in zip(group, found, strict=True)
             ]
             used = [row for row in encoded if len(row.ids) <= longest and any(row.mask)]
-            rows, left_out = rows + len(used), left_out + len(asked) * pg.samples_per_question - len(used)
-            update.learn(used, len(asked) * pg.samples_per_question, iteration)
+            wanted = len(asked) * pg.samples_per_question
+            rows, left_out = rows + update.total(len(used)), left_out + update.total(wanted - len(used))
+            update.learn(used, wanted, iteration)
             rewards.append(fmean(update.everywhere([s.reward for group in groups for s in group]) or [0.0]))
             if reporter:
                 done = f"policy gradient {iteration + 1}/{pg.iterations}"
@@ -158,17 +159,14 @@ def train_policy_gradient(
     if not rows:
         raise DataError(f"none of {left_out} samples can be trained on; expected some of at most {longest} tokens")
     update.save(out)
-    usage = sampler.usage
+    counted = ("generated_tokens", "prefilled_tokens", "reused_tokens", "lm_calls")
     return {
         "rows": rows,
         "left_out": left_out,
         **update.metrics(),
         "reward_first": rewards[0],
         "reward_last": rewards[-1],
-        "generated_tokens": usage.generated_tokens,
-        "prefilled_tokens": usage.prefilled_tokens,
-        "reused_tokens": usage.reused_tokens,
-        "lm_calls": usage.lm_calls,
+        **{name: update.total(getattr(sampler.usage, name)) for name in counted},
     }
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import DistributedType, gather_object  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -41,6 +41,11 @@ class PolicyUpdate:
         """Load `start`; with LoRA its weights stay and an adapter learns."""
         self.config, self.pg, self.seed = config, pg, seed
         self.accelerator = Accelerator()
+        if (kind := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ConfigError(
+                f"accelerate is set to {kind.value}, which spreads weights over processes; expected one process, or several with "
+                "whole weights, for the engine samples with a copy of them"
+            )
         self.policy = load_policy(start, config, prompt, seed)
         self._reference: Any = None
         if pg.kl_weight and not self.policy.adapted:
@@ -67,6 +72,10 @@ class PolicyUpdate:
     def everywhere(self, values: list[float]) -> list[float]:
         """The values of all processes."""
         return list(gather_object(values)) if self.accelerator.num_processes > 1 else values
+
+    def total(self, count: int) -> int:
+        """The sum of the processes' counts."""
+        return round(sum(self.everywhere([count])))
 
     def learn(self, rows: Sequence[Encoded], count: int, iteration: int) -> None:
         """`ppo_epochs` passes over rows whose labels are advantages; `count`: rows of every process, lacking ones are empty."""

@@ -16,6 +16,7 @@ from trainers.critic import train_critic
 from trainers.distill import DistillConfig, train_distill
 from trainers.dpo import DPOConfig, train_dpo
 from trainers.genrm import GenRMConfig, train_genrm, verdict_rows
+from trainers.joint import JointConfig, train_joint
 from trainers.objectives import CriticLossConfig, needed_rows
 from trainers.rows import PairRow, Row, SolutionRow, StepRow, TargetRow, VerdictRow, row_from_dict
 from trainers.sft import train_sft, train_weighted
@@ -40,6 +41,10 @@ class TrainJob:
     """How search targets are learnt."""
     dpo: DPOConfig = field(default_factory=DPOConfig)
     """How preferences are learnt."""
+    joint: JointConfig = field(default_factory=JointConfig)
+    """How policy and value are learnt together."""
+    value_start: str | None = None
+    """For joint: a value model on a policy's trunk, whose head is trained on; none: a new head."""
     seed: int = 0
 
 
@@ -54,6 +59,7 @@ POLICY: dict[str, tuple[type[Row], Callable[[list[Any], Path, TrainJob, Path], M
         TargetRow,
         lambda rows, out, job, logs: train_distill(rows, job.start, out, job.train, job.distill, job.prompt, job.seed, logs),
     ),
+    "joint": (TargetRow, lambda rows, out, job, logs: _joint(rows, out, job, logs)),
     "dpo": (
         PairRow,
         lambda rows, out, job, logs: train_dpo(rows, job.start, out, job.train, job.dpo, job.prompt, job.seed, logs),
@@ -70,8 +76,9 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> Metrics:
         ConfigError: `out` exists.
         DataError: the file is missing, empty, or holds another trainer's rows; the message names file and line.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists already; choose another --out")
+    done = out / "value" if kind == "joint" else out  # its last part: a run that was stopped before may be run again
+    if done.exists():
+        raise ConfigError(f"{done} exists already; choose another --out")
     logs = out.parent / "logs" / out.name
     if kind in POLICY:
         expected, run = POLICY[kind]
@@ -92,6 +99,12 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> Metrics:
         job.critic_loss,
         logs,
     )
+
+
+def _joint(rows: list[Any], out: Path, job: TrainJob, logs: Path) -> Metrics:
+    """Policy and value model in folders of their own below `out`."""
+    places = out / "policy", out / "value"
+    return train_joint(rows, job.start, *places, job.train, job.joint, job.head, job.prompt, job.seed, job.value_start, logs)
 
 
 def read_verdicts(file: Path, kind: VerdictKind = "genrm") -> list[VerdictRow]:

@@ -7,10 +7,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,7 +37,7 @@ from trainers.rows import SolutionRow
 
 QUESTION = "Ben has 7 coins. Then Ben doubles them. Ben gives 3 to each of 2 friends. How many coins does Ben have now?"
 PROBLEMS = [Problem("p0", QUESTION, "2"), Problem("p1", "Mia has 3 boxes with 4 shells each. How many?", "13")]
-SHORT = SolverConfig(policy=PolicyConfig(max_solution_tokens=12))
+SHORT = SolverConfig(policy=PolicyConfig(max_solution_tokens=40))
 SMALL = PolicyGradientConfig(iterations=2, questions_per_iteration=2, samples_per_question=4)
 BATCH = TrainConfig(learning_rate=1e-3, batch_size=8)
 
@@ -54,7 +56,7 @@ class Rewards:
         return self.right(solution_text)
 
 
-SOME = Rewards(lambda text: "2" in text)
+SOME = Rewards(lambda text: sum(map(ord, text)) % 2 == 0)
 ALL = Rewards(lambda text: True)
 SAME_ANSWER = Rewards(lambda text: text.endswith("#### 2"))
 
@@ -73,20 +75,18 @@ def moved(folder: Path, start: Path | str = EMBEDDED) -> set[str]:
     return {name for name, tensor in weights(folder).items() if not torch.equal(tensor, before[name])}
 
 
-
-
 # Learning
 
 
 def test_a_handful_of_iterations_make_a_rewarded_answer_likely(tmp_path: Path) -> None:
     """A bandit: one question, and one answer pays, which the embedded model gives about once in seven times."""
-    pg = PolicyGradientConfig(iterations=6, questions_per_iteration=1, samples_per_question=32)
+    pg = PolicyGradientConfig(iterations=5, questions_per_iteration=1, samples_per_question=24)
     config = TrainConfig(learning_rate=1e-3, batch_size=32, warmup=0.0)
     solver = SolverConfig(policy=PolicyConfig(max_solution_tokens=48))
     metrics = train(tmp_path / "out", SAME_ANSWER, pg, config, problems=PROBLEMS[:1], solver=solver)
     assert metrics["reward_first"] < 0.4
     assert metrics["reward_last"] > metrics["reward_first"] + 0.3
-    assert (metrics["rows"], metrics["left_out"], metrics["steps"]) == (6 * 32, 0, 6)
+    assert (metrics["rows"], metrics["left_out"], metrics["steps"]) == (5 * 24, 0, 5)
 
 
 def test_every_parameter_moves(tmp_path: Path) -> None:
@@ -94,20 +94,19 @@ def test_every_parameter_moves(tmp_path: Path) -> None:
     assert moved(tmp_path / "out") == set(weights(EMBEDDED))
     assert metrics["rows"] == 2 * 2 * 4
     assert metrics["steps"] == 2
-    assert metrics["generated_tokens"] <= 2 * 2 * 4 * 12
+    assert metrics["generated_tokens"] <= 2 * 2 * 4 * 40
     assert metrics["lm_calls"] == 4
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_where_all_samples_are_alike_leave_one_out_moves_nothing(share: float, tmp_path: Path) -> None:
     task = Rewards(lambda text: share == 1.0)
-    solver = SolverConfig(policy=PolicyConfig(max_solution_tokens=40))  # long enough to state an answer
     pg = replace(SMALL, iterations=1)
-    found = train(tmp_path / "out", task, pg, solver=solver, problems=PROBLEMS[:1])
+    found = train(tmp_path / "out", task, pg, problems=PROBLEMS[:1])
     assert found["reward_first"] == share
     assert moved(tmp_path / "out") == set()
     if share:  # without a baseline, being right is enough
-        train(tmp_path / "none", task, replace(pg, baseline="none"), solver=solver, problems=PROBLEMS[:1])
+        train(tmp_path / "none", task, replace(pg, baseline="none"), problems=PROBLEMS[:1])
         assert moved(tmp_path / "none") != set()
 
 
@@ -124,7 +123,9 @@ def test_one_pass_of_ppo_is_reinforce(tmp_path: Path) -> None:
 
 
 def test_more_passes_of_ppo_go_on(tmp_path: Path) -> None:
-    found = train(tmp_path / "out", pg=replace(SMALL, iterations=1, ppo_clip=0.2, ppo_epochs=3), config=replace(BATCH, batch_size=4))
+    found = train(
+        tmp_path / "out", pg=replace(SMALL, iterations=1, ppo_clip=0.2, ppo_epochs=3), config=replace(BATCH, batch_size=4)
+    )
     assert found["steps"] == 3 * 2
 
 
@@ -185,7 +186,7 @@ def test_the_engine_samples_by_the_weights_in_training(rank: int, tiny_model: Pa
 class OnDisk(TransformersEngine):
     """An engine that reads checkpoints, as those of other libraries do."""
 
-    read: list[str] = []
+    read: ClassVar[list[str]] = []
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(replace(config, name="transformers"))
@@ -223,15 +224,38 @@ def test_samples_are_of_the_whole_distribution_at_the_temperature() -> None:
 
 
 def test_a_cut_answer_earns_nothing() -> None:
-    """"#### 2", cut off, may have been the beginning of 25."""
+    """ "#### 2", cut off, may have been the beginning of 25."""
     update = update_of(EMBEDDED)
-    sampler = Sampler(SHORT, EMBEDDED, update.policy.tokenizer, 1.0, None)
+    solver = SolverConfig(policy=PolicyConfig(max_solution_tokens=16))
+    sampler = Sampler(solver, EMBEDDED, update.policy.tokenizer, 1.0, None)
     sampler.refresh(update.policy.model)
     [samples] = sampler.sample(PROBLEMS[:1], 4, ALL, 0)  # whatever is stated is right
     sampler.close()
     assert any(s.written.cut for s in samples)
     assert [s.reward for s in samples] == [float(s.state.answer is not None) for s in samples]
     assert sampler.usage.lm_calls == 1
+
+
+def test_each_question_is_judged_by_its_own_answer() -> None:
+    @dataclass(frozen=True)
+    class ByGold(Rewards):
+        def check(self, solution_text: str, gold: str) -> bool:
+            return gold == PROBLEMS[0].gold
+
+    update = update_of(EMBEDDED)
+    sampler = Sampler(SHORT, EMBEDDED, update.policy.tokenizer, 1.0, None)
+    sampler.refresh(update.policy.model)
+    for problems in (PROBLEMS, PROBLEMS[::-1]):
+        groups = sampler.sample(problems, 4, ByGold(lambda text: False), 0)
+        assert [[s.state.question for s in group] for group in groups] == [[p.question] * 4 for p in problems]
+        assert [any(s.reward for s in group) for group in groups] == [p.gold == PROBLEMS[0].gold for p in problems]
+    sampler.close()
+
+
+def test_weights_that_are_spread_over_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match="accelerate is set to FSDP"):
+        update_of(EMBEDDED)
 
 
 def test_a_question_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
@@ -262,7 +286,9 @@ class Characters:
 EOS = 3
 
 
-def encoded(steps: tuple[str, ...], ended: bool = False, cut: bool = False, advantages: tuple[float, ...] = (0.5, -1.0)) -> Encoded:
+def encoded(
+    steps: tuple[str, ...], ended: bool = False, cut: bool = False, advantages: tuple[float, ...] = (0.5, -1.0)
+) -> Encoded:
     state = State("Q", tuple(Step(text, terminal=i == len(steps) - 1) for i, text in enumerate(steps)))
     sample = Sample(Written(state, ended, cut), 0.0)
     return encode_sample(sample, advantages, PromptFormat(PromptConfig()), Encoder(Characters()), EOS)
@@ -316,7 +342,7 @@ class Fixed:
     """A value model that knows three prefixes."""
 
     kind, aggregate = "value", staticmethod(max)
-    values = {(): 0.5, ("a",): 0.25, ("a", "b"): 0.75}
+    values: ClassVar = {(): 0.5, ("a",): 0.25, ("a", "b"): 0.75}
 
     async def score(self, states: Any) -> list[float]:
         raise AssertionError("prefixes are asked for")
@@ -364,7 +390,9 @@ def test_training_with_a_value_model(tiny_model: Path, tmp_path: Path) -> None:
 # The update
 
 
-ROWS = [Encoded([5, 6, 7, 8][: 2 + i % 3], [0.0, 1.0, -0.5, 2.0][: 2 + i % 3], [False, *[True] * (1 + i % 3)]) for i in range(8)]
+ROWS = [
+    Encoded([5, 6, 7, 8][: 2 + i % 3], [0.0, 1.0, -0.5, 2.0][: 2 + i % 3], [False, *[True] * (1 + i % 3)]) for i in range(8)
+]
 
 
 def gradient(update: PolicyUpdate, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
@@ -379,7 +407,9 @@ def gradient(update: PolicyUpdate, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return seen[0]
 
 
-@pytest.mark.parametrize("pg", [SMALL, replace(SMALL, ppo_clip=0.2), replace(SMALL, kl_weight=0.5)])
+@pytest.mark.parametrize(
+    "pg", [SMALL, replace(SMALL, ppo_clip=0.2), replace(SMALL, kl_weight=0.5), replace(SMALL, ppo_clip=0.2, temperature=2.0)]
+)
 def test_8_forwards_of_1_row_have_the_gradient_of_1_of_8(
     pg: PolicyGradientConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +421,7 @@ def test_8_forwards_of_1_row_have_the_gradient_of_1_of_8(
     update = update_of(str(tiny_model))
     batch = collate(ROWS)
     logits = update.policy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    policy_gradient_loss(token_logprobs(logits, batch["input_ids"]), batch["labels"], batch["mask"]).backward()
+    policy_gradient_loss(token_logprobs(logits, batch["input_ids"], pg.temperature), batch["labels"], batch["mask"]).backward()
     for name, p in update.policy.model.named_parameters():  # ratio 1, and KL 0 to the start: both are REINFORCE's
         assert p.grad is not None
         for one in found:
@@ -473,9 +503,8 @@ def test_a_crash_leaves_no_checkpoint(tmp_path: Path) -> None:
         calls.append(text)
         raise RuntimeError("the power went")
 
-    solver = SolverConfig(policy=PolicyConfig(max_solution_tokens=40))
     with pytest.raises(RuntimeError, match="the power went"):
-        train(tmp_path / "out", Rewards(check), solver=solver)
+        train(tmp_path / "out", Rewards(check))
     assert calls
     assert list(tmp_path.iterdir()) == []
 
