@@ -18,7 +18,7 @@ from itertools import pairwise
 from math import ceil, floor, inf, lcm
 
 from llm_mcts.errors import ConfigError
-from llm_mcts.tasks.answers import format_number
+from llm_mcts.tasks.answers import format_number, parse_number
 
 Changes = dict[Fraction, Fraction]
 """Old value -> new value."""
@@ -226,13 +226,13 @@ def _written(question: str, numbers: Sequence[Number], changes: Changes) -> str:
 def hide_number(question: str, answer: str, seed: int, index: int) -> tuple[str, str] | None:
     """FOBAR's backward question (as in MetaMath, arXiv 2309.12284) and its answer, the hidden number.
 
-    The number stands in the question once, or it would not be hidden; of those the `index`-th in a drawn order. None where
-    there are not so many. The paper's wording: "If we know the answer to the above question is A, what is the value of
-    unknown variable x?"
+    The number stands in the question once and is not the answer told, or it would not be hidden; of those the `index`-th in a
+    drawn order. None where there are not so many. The paper's wording: "If we know the answer to the above question is A,
+    what is the value of unknown variable x?"
     """
     numbers = numbers_in(question)
     values = Counter(n.value for n in numbers)
-    once = [n for n in numbers if values[n.value] == 1]
+    once = [n for n in numbers if values[n.value] == 1 and n.value != parse_number(answer)]
     letters = [c for c in "xyzn" if not re.search(rf"\b{c}\b", question, re.IGNORECASE)]
     if index >= len(once) or not letters:
         return None

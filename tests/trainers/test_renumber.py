@@ -166,6 +166,9 @@ def test_a_number_that_stands_twice_cannot_be_hidden() -> None:
     assert second is not None
     assert {first[1], second[1]} == {"9", "3"}
     assert hide_number("4 pens, 9 pins, 4 pots, 3 pans?", "20", 1, 2) is None
+    assert hide_number("He has 9 pens, and 6 are blue. Pens?", "9", 0, 0) == hide_number(
+        "He has 9 pens, and 6 are blue. Pens?", "9", 1, 0
+    )
 
 
 def test_another_letter_where_x_is_taken() -> None:
