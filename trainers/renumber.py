@@ -10,19 +10,22 @@ sum up to more than the largest. Where the question speaks of a half or a third,
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from math import ceil, floor, inf
+from math import ceil, floor, inf, lcm
 
 from llm_mcts.errors import ConfigError
-from llm_mcts.tasks.answers import format_number
+from llm_mcts.tasks.answers import format_number, parse_number
 
 Changes = dict[Fraction, Fraction]
 """Old value -> new value."""
 
 _FIGURES = re.compile(r"(?<![\w.,:/])(?<!\w-)(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|[.,:/]\d)")
+_MOST_DIGITS = 100
+"""A longer run of digits is no number."""
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _NAME = "Grade|Room|Chapter|Level|Route|Day|Week|Year|Highway|Number|No\\.|Section|Part|Gate|Apartment"
 _NAMED = re.compile(rf"\b(?:{_MONTH}|{_NAME})\s+$")
@@ -98,7 +101,8 @@ class Number:
 
 def numbers_in(question: str) -> list[Number]:
     """The numbers that may change, in order. A value that has to stay in one place stays in all."""
-    found = [(_value(match), _changeable(question, match)) for match in _FIGURES.finditer(question)]
+    matches = [match for match in _FIGURES.finditer(question) if len(match.group()) <= _MOST_DIGITS]
+    found = [(_value(match), _changeable(question, match)) for match in matches]
     fixed = {value for value, number in found if number is None}
     return [number for value, number in found if number is not None and value not in fixed]
 
@@ -162,20 +166,29 @@ def _options(number: Number, parts: Sequence[int], config: NumbersConfig) -> lis
     """All values that may take a number's place, as round as it is where there are at least three such."""
     places = len(number.text.partition(".")[2])
     old = int(number.value * 10**places)
-    least = 2 if places == 0 else 1
-    low, high = max(least, ceil(old * Fraction(config.low))), min(old * config.high, number.bound * 10**places)
+    low = max(2 if places == 0 else 1, ceil(old * Fraction(config.low)))
+    high = old * Fraction(config.high)
+    if number.bound < inf:
+        high = min(high, Fraction(number.bound) * 10**places)
     if number.percent and number.value < 100:
-        high = min(high, 100 * 10**places - 1)
+        high = min(high, Fraction(100 * 10**places - 1))
     divisors = [] if number.percent or places else [n for n in parts if old % n == 0]
     found: list[int] = []
     for step in _steps(old, places, number.percent):
-        found = [n for n in range(ceil(low / step) * step, floor(high) + 1, step) if n != old]
-        found = [n for n in found if all(n % part == 0 for part in divisors)]
+        found = [n for n in _spread(low, floor(high), lcm(step, *divisors)) if n != old]
         if places and old % 10:
             found = [n for n in found if n % 10]
         if len(found) >= 3:
             break
     return [Fraction(n, 10**places) for n in found]
+
+
+def _spread(low: int, high: int, step: int) -> range:
+    """The multiples of `step` from `low` to `high`, thinned out evenly where there are more than about a thousand."""
+    stride = max(1, (high - low) // step // 1000)
+    while stride % 2 == 0 or stride % 5 == 0:  # so that every last digit comes up
+        stride += 1
+    return range(-(-low // step) * step, high + 1, step * stride)
 
 
 def _steps(old: int, places: int, percent: bool) -> list[int]:
@@ -213,11 +226,13 @@ def _written(question: str, numbers: Sequence[Number], changes: Changes) -> str:
 def hide_number(question: str, answer: str, seed: int, index: int) -> tuple[str, str] | None:
     """FOBAR's backward question (as in MetaMath, arXiv 2309.12284) and its answer, the hidden number.
 
-    The number stands in the question once, or it would not be hidden; of those the `index`-th in a drawn order. None where
-    there are not so many. The paper's wording: "If we know the answer to the above question is A, what is the value of
-    unknown variable x?"
+    The number stands in the question once and is not the answer told, or it would not be hidden; of those the `index`-th in a
+    drawn order. None where there are not so many. The paper's wording: "If we know the answer to the above question is A,
+    what is the value of unknown variable x?"
     """
-    once = [n for n in numbers_in(question) if [_value(m) for m in _FIGURES.finditer(question)].count(n.value) == 1]
+    numbers = numbers_in(question)
+    values = Counter(n.value for n in numbers)
+    once = [n for n in numbers if values[n.value] == 1 and n.value != parse_number(answer)]
     letters = [c for c in "xyzn" if not re.search(rf"\b{c}\b", question, re.IGNORECASE)]
     if index >= len(once) or not letters:
         return None
