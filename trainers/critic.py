@@ -162,11 +162,20 @@ def train_critic(
     if made.lm_weight:
         eos = model.tokenizer.eos_token_id
         encoded = [with_language_labels(e, row, fmt, encode, eos) for e, row in zip(encoded, rows, strict=True)]  # type: ignore[arg-type]
+        if kind != "value":
+            encoded = [_right_alone(e, row) for e, row in zip(encoded, rows, strict=True)]  # type: ignore[arg-type]
     if model.by_surprisal:
         encoded = [_segmented(e, row, fmt, encode) for e, row in zip(encoded, rows, strict=True)]
     metrics = fit(model, encoded, _batch_loss(made), config, seed)
     save_atomically(model.save_pretrained, out)
     return metrics
+
+
+def _right_alone(encoded: Encoded, row: SolutionRow | StepRow) -> Encoded:
+    """A row whose tokens count for the language-model loss only if its solution, or its last step, is right."""
+    label = row.label if isinstance(row, SolutionRow) else row.labels[-1]
+    right = label is not None and label > 0.5
+    return encoded if right else replace(encoded, written=[False] * len(encoded.ids))
 
 
 def _segmented(encoded: Encoded | EncodedPair, row: Any, fmt: PromptFormat, encode: Encoder) -> Encoded | EncodedPair:
@@ -185,7 +194,10 @@ def _batch_loss(made: Recipe) -> Callable[[Any, Batch], Tensor]:
 
     def with_language(model: Any, batch: Batch) -> Tensor:
         logits, language = model(batch["input_ids"], batch["attention_mask"], True, batch.get("segments"))
-        return made.loss(logits, batch) + made.lm_weight * next_token_loss(language, token_labels(batch, "written"))
+        loss = made.loss(logits, batch)
+        if batch["written"][:, 1:].any():
+            loss = loss + made.lm_weight * next_token_loss(language, token_labels(batch, "written"))
+        return loss
 
     return with_language if made.lm_weight else score_alone
 

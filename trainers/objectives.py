@@ -84,7 +84,8 @@ class StepObjective:
     threshold: float = 0.0
     """For hard: labels above this are 1, others 0; in [0, 1). Math-Shepherd and OmegaPRM: 0, any right completion."""
     lm_weight: float = 0.0
-    """Weight of the next-token loss on the solutions, as the value model's; not with pairwise."""
+    """Weight of the next-token loss on right solutions alone, at least 0; not with pairwise. It keeps the backbone a language
+    model of right solutions, which a head of kind surprisal reads."""
 
     def __post_init__(self) -> None:
         _check("prm.target", self.target, ("soft", "hard", "pairwise"))
@@ -103,7 +104,8 @@ class OutcomeObjective:
     loss: Pointwise = "cross_entropy"
     """For outcome. Cobbe et al.: mse."""
     lm_weight: float = 0.0
-    """Weight of the next-token loss on the solutions, as the value model's; not with pairwise."""
+    """Weight of the next-token loss on right solutions alone, at least 0; not with pairwise. It keeps the backbone a language
+    model of right solutions, which a head of kind surprisal reads."""
 
     def __post_init__(self) -> None:
         _check("orm.target", self.target, ("outcome", "pairwise"))
