@@ -6,6 +6,9 @@ or the policy's: what waits is read together, and a new step costs only its own 
     value   the last prefix: how likely it is to end in the right answer
     prm     every step, combined by `aggregate` (Math-Shepherd: min; AlphaLLM: last)
     orm     the whole solution
+
+A head that judges by surprisal reads every token of the solution; what these have run up to is kept with each prefix, so that a
+new step costs its own tokens and the one in front of them.
 """
 
 import asyncio
@@ -16,9 +19,11 @@ from math import prod
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from critics.modeling import CriticModel
-from llm_mcts.engines.batching import BatchedModel
+from critics.surprisal import Running, solution_features, surprisals
+from llm_mcts.engines.batching import BatchedModel, Count
 from llm_mcts.errors import ConfigError, QuestionError, suggest
 from llm_mcts.prompts import Encoder
 from llm_mcts.types import State, Usage, meter
@@ -60,6 +65,8 @@ class ModelCritic:
         self._format = model.prompt_format
         self._encode = Encoder(model.tokenizer)
         self._known: OrderedDict[Key, float] = OrderedDict()
+        self._run_up: OrderedDict[Key, tuple[float, float, float]] = OrderedDict()
+        """For a head that judges by surprisal: a prefix's number of tokens, their log-probabilities' sum and the least."""
         self._coming: dict[Key, asyncio.Future[float]] = {}
         self._reading: set[asyncio.Task[None]] = set()
 
@@ -113,16 +120,13 @@ class ModelCritic:
                 self._coming.pop(prefix, None)
 
     async def _read(self, key: Key, new: list[int], usage: Usage) -> None:
-        ends = self._encode.ends(key)
-
         def count(computed: int, _: int) -> None:
             usage.critic_tokens += computed
 
         prefixes = [key[: i + 1] for i in new]
+        judge = self._judge_by_surprisal if self.model.by_surprisal else self._judge
         try:
-            hidden = await self.batch.hidden(self._encode(key), [ends[i] for i in new], count)
-            with torch.inference_mode():
-                scores = torch.sigmoid(self.model.logits(hidden).float()).tolist()
+            scores = torch.sigmoid((await judge(key, new, count)).float()).tolist()
         except BaseException as error:
             for prefix in prefixes:
                 told = self._coming.pop(prefix)
@@ -134,5 +138,33 @@ class ModelCritic:
         for prefix, score in zip(prefixes, scores, strict=True):
             self._known[prefix] = score
             self._coming.pop(prefix).set_result(score)
-        while len(self._known) > _MEMORY:
-            self._known.popitem(last=False)
+        for memory in (self._known, self._run_up):
+            while len(memory) > _MEMORY:
+                memory.popitem(last=False)
+
+    async def _judge(self, key: Key, new: list[int], count: Count) -> Tensor:
+        """The logits [len(new)] at the ends of those prefixes."""
+        ends = self._encode.ends(key)
+        hidden = await self.batch.hidden(self._encode(key), [ends[i] for i in new], count)
+        with torch.inference_mode():
+            return self.model.logits(hidden)
+
+    async def _judge_by_surprisal(self, key: Key, new: list[int], count: Count) -> Tensor:
+        """The same from the hidden states of all tokens behind the longest prefix whose running sums are known."""
+        ids, ends = self._encode(key), self._encode.ends(key)
+        known = next((i for i in range(new[0] - 1, 0, -1) if key[: i + 1] in self._run_up), 0)
+        start, stop = ends[known], ends[new[-1]] + 1
+        hidden = await self.batch.hidden(ids, range(start, stop), count)
+        # The first column is the known prefix's last token, which tells what was expected behind it.
+        steps = [0] + [i for i in range(known + 1, new[-1] + 1) for _ in range(ends[i] - ends[i - 1])]
+        before = (
+            Running(*hidden.new_tensor(self._run_up[key[: known + 1]], dtype=torch.float32).view(3, 1, 1)) if known else None
+        )
+        with torch.inference_mode():
+            segments, tokens = (torch.tensor([row], device=hidden.device) for row in (steps, ids[start:stop]))
+            logprobs = surprisals(hidden[None], tokens, segments, self.model.lm_head)
+            features, solution = solution_features(logprobs, segments, before)
+            logits = self.model.logits(hidden[None], features)[0]
+        for i in range(known + 1, new[-1] + 1):
+            self._run_up[key[: i + 1]] = tuple(part[0, ends[i] - start].item() for part in solution)  # type: ignore[assignment]
+        return logits[[ends[i] - start for i in new]]

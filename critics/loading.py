@@ -89,7 +89,7 @@ def load_critic(
     if (folder / VERIFIER_FILE).exists():
         return _load_verifier(folder, kinds, aggregate, shared)
     if (trunk := _trunk(folder, policy)) is not None:
-        model = CriticModel.from_pretrained(folder, trunk=trunk.backbone)
+        model = CriticModel.from_pretrained(folder, trunk=trunk)
         model.head.to(trunk.device)
         _check_kind(folder, model.kind, kinds)
         return ModelCritic(model, aggregate, batch=trunk)

@@ -1,35 +1,38 @@
 """The model behind every trained critic: a language model's backbone with a head on each token's hidden state.
 
-    mlp   w2 . dropout(relu(W1 h + b1)) + b2
-    ovm   w . dropout(gain h + bias), gain and bias numbers (OVM, arXiv 2311.09724, authors' code)
+    mlp         w2 . dropout(relu(W1 h + b1)) + b2
+    ovm         w . dropout(gain h + bias), gain and bias numbers (OVM, arXiv 2311.09724, authors' code)
+    surprisal   the mlp of [h, f]: f tells how likely the language model's head found what was written (`critics.surprisal`)
 
 A checkpoint is one folder: the backbone (whole, or a LoRA adapter on a named base) as Hugging Face writes it, the head
 in `head.safetensors` beside it, the tokenizer, and `critic.json`, which says what kind of critic it is and in which
-prompt format it was trained, so that it is never asked in another. A critic that learns the language as well keeps the
-language model's head for its training (`critics.language_head`); scoring needs none.
+prompt format it was trained, so that it is never asked in another. A critic that learns the language as well, or judges by
+surprisal, has a language model's head too (`critics.language_head`).
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from critics.language_head import save_language_head
+from critics.language_head import attach_language_head, save_language_head
+from critics.surprisal import FEATURES, solution_features, surprisals
 from llm_mcts.engines.transformers import first_line, load_tokenizer, model_folder
 from llm_mcts.errors import ConfigError, ModelError
 from llm_mcts.prompts import PromptConfig, PromptFormat, chat_template_of
 
 if TYPE_CHECKING:
     from llm_mcts.engines.adapters import SharedBackbone
+    from llm_mcts.engines.batching import BatchedModel
 
 Kind = Literal["value", "prm", "orm"]
 KINDS: tuple[Kind, ...] = ("value", "prm", "orm")
-HeadKind = Literal["mlp", "ovm"]
+HeadKind = Literal["mlp", "ovm", "surprisal"]
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,25 @@ class HeadConfig:
     """What turns a hidden state into a logit."""
 
     width: int = 128
-    """Hidden units of the mlp head, at least 1."""
+    """Hidden units of the mlp and surprisal heads, at least 1."""
     dropout: float = 0.0
     """Dropout in front of the output, in [0, 1). OVM: 0.2."""
     kind: HeadKind = "mlp"
-    """mlp: one hidden layer; ovm: OVM's own, a learnable gain and bias in front of a linear map without bias."""
+    """mlp: one hidden layer; ovm: OVM's own, a learnable gain and bias in front of a linear map without bias; surprisal: one
+    hidden layer that also reads how likely the backbone, as a language model, found the tokens written so far."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or not 0 <= self.dropout < 1:
             raise ConfigError(f"head with width={self.width}, dropout={self.dropout}; expected width >= 1, dropout in [0, 1)")
-        if self.kind not in ("mlp", "ovm"):
-            raise ConfigError(f"head.kind is '{self.kind}'; expected mlp or ovm")
+        if self.kind not in get_args(HeadKind):
+            raise ConfigError(f"head.kind is '{self.kind}'; expected one of {', '.join(get_args(HeadKind))}")
 
     def build(self, hidden: int) -> nn.Sequential:
         """A new head for hidden states of that size, random by torch's generator."""
         if self.kind == "ovm":
             return nn.Sequential(GainAndBias(), nn.Dropout(self.dropout), nn.Linear(hidden, 1, bias=False))
-        return nn.Sequential(nn.Linear(hidden, self.width), nn.ReLU(), nn.Dropout(self.dropout), nn.Linear(self.width, 1))
+        read = hidden + FEATURES * (self.kind == "surprisal")
+        return nn.Sequential(nn.Linear(read, self.width), nn.ReLU(), nn.Dropout(self.dropout), nn.Linear(self.width, 1))
 
 
 class GainAndBias(nn.Module):
@@ -128,7 +133,7 @@ class CriticModel(nn.Module):
         self.trunk = False
         """Whether the backbone is the policy's, as it is, and the head alone the critic's."""
         self.lm_head: nn.Module | None = None
-        """The language model's head, only while it is trained along."""
+        """The language model's head: where it is trained along, or the critic's head judges by surprisal."""
 
     @property
     def offset(self) -> nn.Parameter:
@@ -153,19 +158,38 @@ class CriticModel(nn.Module):
         """The format it was trained in."""
         return PromptFormat(self.prompt_config, chat_template_of(self.tokenizer))
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, with_language: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits [B, T] of token ids [B, T]; `with_language` also those of the next tokens [B, T, V], by `lm_head`."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        if not with_language:
-            return self.logits(hidden)
-        assert self.lm_head is not None
-        return self.logits(hidden), self.lm_head(hidden)
+    @property
+    def by_surprisal(self) -> bool:
+        """Whether its head reads the tokens' log-probabilities, and so the whole solution and not its last token alone."""
+        return self.head_config.kind == "surprisal"
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [...] of hidden states [..., hidden]."""
-        logits: Tensor = self.head(hidden.to(next(self.head.parameters()).dtype))
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        with_language: bool = False,
+        segments: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, T] of token ids [B, T]; `with_language` also those of the next tokens [B, T, V], by `lm_head`.
+
+        `segments` [B, T]: each token's step, from 1, and 0 for prompt and padding; needed by a head that judges by surprisal.
+        """
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        logits = self.logits(hidden, self._features(hidden, input_ids, segments) if self.by_surprisal else None)
+        if not with_language:
+            return logits
+        assert self.lm_head is not None
+        return logits, self.lm_head(hidden)
+
+    def _features(self, hidden: Tensor, ids: Tensor, segments: Tensor | None) -> Tensor:
+        assert segments is not None
+        return solution_features(surprisals(hidden, ids, segments, self.lm_head), segments)[0]
+
+    def logits(self, hidden: Tensor, features: Tensor | None = None) -> Tensor:
+        """Logits [...] of hidden states [..., hidden], and of the surprisal head's features [..., FEATURES]."""
+        dtype = next(self.head.parameters()).dtype
+        read = hidden.to(dtype) if features is None else torch.cat([hidden.to(dtype), features.to(dtype)], dim=-1)
+        logits: Tensor = self.head(read)
         return logits.squeeze(-1)
 
     @classmethod
@@ -197,7 +221,9 @@ class CriticModel(nn.Module):
                 backbone = lora.adapt(backbone, "FEATURE_EXTRACTION")
             model = cls(kind, base, backbone, tokenizer, head or HeadConfig(), prompt or PromptConfig())
             model.trunk = trunk
-            return model
+        if model.by_surprisal:
+            attach_language_head(model)
+        return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the checkpoint folder."""
@@ -225,7 +251,7 @@ class CriticModel(nn.Module):
         kind: Kind | None = None,
         trainable: bool = False,
         shared: "SharedBackbone | None" = None,
-        trunk: Any = None,
+        trunk: "BatchedModel | None" = None,
     ) -> "CriticModel":
         """Load a checkpoint folder in evaluation mode.
 
@@ -234,7 +260,7 @@ class CriticModel(nn.Module):
             kind: refuse a critic of another kind.
             trainable: leave a LoRA adapter trainable.
             shared: load the adapter onto this backbone, which others use as well; for scoring only.
-            trunk: the policy's backbone, for a head that was trained on it; None: its base is loaded.
+            trunk: the policy's batch, for a head that was trained on its model; None: its base is loaded.
 
         Raises:
             ModelError: a file is missing, the kind is another, or head and backbone do not fit.
@@ -253,7 +279,7 @@ class CriticModel(nn.Module):
         if kind is not None and found != kind:
             raise ModelError(f"{folder} holds a critic of kind '{found}'; expected '{kind}'")
         if on_trunk:
-            backbone = trunk if trunk is not None else _load_backbone(base).requires_grad_(False)
+            backbone = trunk.backbone if trunk else _load_backbone(base).requires_grad_(False)
         else:
             backbone = shared.as_backbone(shared.add(folder)) if shared else _load_backbone(str(folder), trainable)
         model = cls(found, base, backbone, load_tokenizer(base if on_trunk else str(folder)), head, prompt)
@@ -262,6 +288,9 @@ class CriticModel(nn.Module):
             model.head.load_state_dict(weights)
         except RuntimeError as error:
             raise ModelError(f"the head in {folder} does not fit its backbone: {first_line(error)}") from error
+        if model.by_surprisal:
+            lender = trunk.model if on_trunk and trunk else shared.model if shared else None
+            attach_language_head(model, folder, lender)
         return model.eval()
 
 

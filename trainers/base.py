@@ -9,7 +9,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -81,6 +81,8 @@ class Encoded:
     """How much a position that counts does so [T], above 0 there; None: all alike."""
     written: list[bool] | None = None
     """Which tokens the policy wrote [T], for a language-model loss beside the score's; None: there is none."""
+    segments: list[int] | None = None
+    """The step that each token belongs to [T], from 1, and 0 outside the solution; None: the critic's head does not ask."""
 
     @property
     def parts(self) -> "tuple[Encoded, ...]":
@@ -185,6 +187,13 @@ def with_language_labels(encoded: Encoded, row: SolutionBased, fmt: PromptFormat
     )
 
 
+def with_segments(encoded: Encoded, row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> Encoded:
+    """The row with the number of each token's step, for a head that judges by surprisal."""
+    ends = _ids_and_ends(row, fmt, encode)[1]
+    steps = [0] * (ends[0] + 1) + [i for i in range(1, len(ends)) for _ in range(ends[i] - ends[i - 1])]
+    return replace(encoded, segments=[*steps, *([0] * (len(encoded.ids) - len(steps)))])
+
+
 def _ids_and_ends(row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> tuple[list[int], list[int]]:
     segments = [fmt.question(row.question), *(fmt.step(text) for text in row.steps)]
     return encode(segments), encode.ends(segments)
@@ -193,8 +202,8 @@ def _ids_and_ends(row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> tup
 def collate(batch: Sequence[Encoded | EncodedPair | EncodedGroup]) -> dict[str, Tensor]:
     """Pad on the right: input_ids, attention_mask [B, T] long; labels [B, T] float; mask [B, T] boolean.
 
-    Where the rows have them also weights [B, T] float and written [B, T] boolean. A pair makes two rows, a group several,
-    and item [B] long says which of the batch's items a row is of.
+    Where the rows have them also weights [B, T] float, written [B, T] boolean and segments [B, T] long. A pair makes two rows,
+    a group several, and item [B] long says which of the batch's items a row is of.
     """
     rows = [part for item in batch for part in item.parts]
     width = max(len(row.ids) for row in rows)
@@ -214,6 +223,8 @@ def collate(batch: Sequence[Encoded | EncodedPair | EncodedGroup]) -> dict[str, 
         tensors["weights"] = padded(lambda r: r.weights or [], 0.0)
     if rows[0].written is not None:
         tensors["written"] = padded(lambda r: r.written or [], False)
+    if rows[0].segments is not None:
+        tensors["segments"] = padded(lambda r: r.segments or [], 0)
     return tensors
 
 

@@ -1,9 +1,11 @@
 """The three critics' trainers: one procedure; encodings and losses by the objective (`trainers.objectives`).
 
 value   the outcome at every solution token, squared error (OVM, arXiv 2311.09724), or at step ends (AlphaLLM), the tree's Q,
-        or lambda-returns; on request with the language-model loss beside it
+        or lambda-returns
 prm     each step's last token learns the step's label, cross-entropy (Math-Shepherd, arXiv 2312.08935), or pairs of steps
 orm     the last token learns the outcome, cross-entropy, or pairs of solutions
+
+Each of them on request with the language-model loss beside it.
 """
 
 import random
@@ -35,6 +37,7 @@ from trainers.base import (
     save_atomically,
     token_labels,
     with_language_labels,
+    with_segments,
 )
 from trainers.losses import next_token_loss, pairwise_loss, score_cross_entropy, score_mse
 from trainers.objectives import CriticLossConfig, ValueObjective, needed_rows
@@ -69,11 +72,12 @@ def recipe(kind: Kind, losses: CriticLossConfig, seed: int = 0) -> Recipe:
     if kind == "value":
         return Recipe(_value_encoding(losses.value, seed), loss, losses.value.lm_weight)
     if kind == "orm":
-        return Recipe(encode_outcome_at_end, loss)
+        return Recipe(encode_outcome_at_end, loss, losses.orm.lm_weight)
+    weight = losses.prm.lm_weight
     if losses.prm.target == "hard":
         threshold = losses.prm.threshold
-        return Recipe(lambda row, fmt, encode: encode_steps(hardened(row, threshold), fmt, encode), loss)
-    return Recipe(encode_steps, loss)
+        return Recipe(lambda row, fmt, encode: encode_steps(hardened(row, threshold), fmt, encode), loss, weight)
+    return Recipe(encode_steps, loss, weight)
 
 
 def _value_encoding(objective: ValueObjective, seed: int) -> EncodeRow:
@@ -146,7 +150,8 @@ def train_critic(
     """
     losses = losses or CriticLossConfig()
     _check_rows(kind, rows, losses)
-    model = _load(kind, start, config, head, prompt, seed, losses)
+    made = recipe(kind, losses, seed)
+    model = _load(kind, start, config, head, prompt, seed, losses, made.lm_weight > 0)
     fmt, encode = model.prompt_format, Encoder(model.tokenizer)
     config = replace(config, max_length=min(config.max_length, _context(model)))
     if kind == "value" and losses.value.asks_the_model:
@@ -155,24 +160,42 @@ def train_critic(
         rows = each_node_once(rows)  # type: ignore[arg-type]
     if needed_rows(kind, losses) is PairRow:
         model.offset.requires_grad_(False)
-    made = recipe(kind, losses, seed)
     encoded: list[Any] = [made.encode(row, fmt, encode) for row in rows]
     if made.lm_weight:
         eos = model.tokenizer.eos_token_id
         encoded = [with_language_labels(e, row, fmt, encode, eos) for e, row in zip(encoded, rows, strict=True)]  # type: ignore[arg-type]
+        if kind != "value":
+            encoded = [_right_alone(e, row) for e, row in zip(encoded, rows, strict=True)]  # type: ignore[arg-type]
+    if model.by_surprisal:
+        encoded = [_segmented(e, row, fmt, encode) for e, row in zip(encoded, rows, strict=True)]
     metrics = fit(model, encoded, _batch_loss(made), config, seed, _counts(made), logs)
     save_atomically(model.save_pretrained, out)
     return metrics
+
+
+def _right_alone(encoded: Encoded, row: SolutionRow | StepRow) -> Encoded:
+    """A row whose tokens count for the language-model loss only if its solution, or its last step, is right."""
+    label = row.label if isinstance(row, SolutionRow) else row.labels[-1]
+    right = label is not None and label > 0.5
+    return encoded if right else replace(encoded, written=[False] * len(encoded.ids))
+
+
+def _segmented(encoded: Encoded | EncodedPair, row: Any, fmt: PromptFormat, encode: Encoder) -> Encoded | EncodedPair:
+    """A row, or both of a pair, with the steps that its tokens belong to."""
+    if isinstance(encoded, Encoded):
+        return with_segments(encoded, row, fmt, encode)
+    sides = (SolutionRow(row.problem, row.question, steps) for steps in (row.chosen, row.rejected))
+    return EncodedPair(*(with_segments(part, side, fmt, encode) for part, side in zip(encoded.parts, sides, strict=True)))
 
 
 def _batch_loss(made: Recipe) -> Loss:
     """The loss of a batch: the score's, and beside it lm_weight times the language model's."""
 
     def score_alone(model: Any, batch: Batch) -> Tensor:
-        return made.loss(model(batch["input_ids"], batch["attention_mask"]), batch)
+        return made.loss(model(batch["input_ids"], batch["attention_mask"], segments=batch.get("segments")), batch)
 
     def with_language(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, language = model(batch["input_ids"], batch["attention_mask"], with_language=True)
+        logits, language = model(batch["input_ids"], batch["attention_mask"], True, batch.get("segments"))
         return made.loss(logits, batch), made.lm_weight * next_token_loss(language, token_labels(batch, "written"))
 
     return with_language if made.lm_weight else score_alone
@@ -191,9 +214,9 @@ def _load(
     prompt: PromptConfig | None,
     seed: int,
     losses: CriticLossConfig,
+    with_language: bool,
 ) -> CriticModel:
     """The critic to train: a checkpoint's, or a new one; with a language-model head where its objective has that loss."""
-    with_language = kind == "value" and losses.value.lm_weight > 0
     if (Path(start) / "critic.json").exists():
         if (adapted := (Path(start) / "adapter_config.json").exists()) != (config.lora.rank > 0):
             kind_of_weights, remedy = ("a LoRA adapter", "above 0") if adapted else ("whole weights", "to 0")
@@ -211,8 +234,8 @@ def _load(
     else:
         model = CriticModel.create(kind, start, head, prompt, config.lora, seed, config.trunk)
     if with_language and config.trunk:
-        raise ConfigError("critic_loss.value.lm_weight is above 0 with trunk; expected 0: the policy's weights do not move")
-    if with_language:
+        raise ConfigError(f"critic_loss.{kind}.lm_weight is above 0 with trunk; expected 0: the policy's weights do not move")
+    if with_language and model.lm_head is None:
         attach_language_head(model, start if (Path(start) / "critic.json").exists() else None)
     return model
 
@@ -236,14 +259,18 @@ def with_model_values(rows: Sequence[SolutionRow], model: CriticModel, config: T
     """The rows with the model's score of each prefix as its value; rows that are too long to train on have none."""
     fmt, encode = model.prompt_format, Encoder(model.tokenizer)
     encoded = [encode_prefixes(row, [row.label] * (len(row.steps) + 1), None, fmt, encode) for row in rows]
+    if model.by_surprisal:
+        encoded = [with_segments(e, row, fmt, encode) for e, row in zip(encoded, rows, strict=True)]
     fitting = [i for i, e in enumerate(encoded) if len(e.ids) <= config.max_length]
     model.to(device := resolve_device("auto")).eval()
     values: dict[int, tuple[float, ...]] = {}
     for first in range(0, len(fitting), config.batch_size):
         numbers = fitting[first : first + config.batch_size]
         batch = collate([encoded[i] for i in numbers])
+        inputs = [batch[name].to(device) for name in ("input_ids", "attention_mask")]
+        segments = batch["segments"].to(device) if model.by_surprisal else None
         with torch.no_grad():
-            scores = torch.sigmoid(model(batch["input_ids"].to(device), batch["attention_mask"].to(device)).float()).cpu()
+            scores = torch.sigmoid(model(*inputs, segments=segments).float()).cpu()
         for i, row_scores, mask in zip(numbers, scores, batch["mask"], strict=True):
             values[i] = tuple(row_scores[mask].tolist())
     unknown = [(None,) * (len(row.steps) + 1) for row in rows]

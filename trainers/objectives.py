@@ -21,6 +21,13 @@ def _check(where: str, value: str, known: tuple[str, ...]) -> None:
         raise ConfigError(f"critic_loss.{where} is '{value}'; expected one of {', '.join(known)}")
 
 
+def _check_lm_weight(where: str, weight: float, target: str) -> None:
+    if not weight >= 0:
+        raise ConfigError(f"critic_loss.{where}.lm_weight is {weight}; expected at least 0")
+    if weight and target == "pairwise":
+        raise ConfigError(f"critic_loss.{where}.lm_weight is {weight} with target pairwise; expected 0, or solutions to judge")
+
+
 def _check_share(where: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConfigError(f"critic_loss.{where} is {value}; expected within [0, 1]")
@@ -76,12 +83,16 @@ class StepObjective:
     """For soft and hard. Math-Shepherd: cross_entropy."""
     threshold: float = 0.0
     """For hard: labels above this are 1, others 0; in [0, 1). Math-Shepherd and OmegaPRM: 0, any right completion."""
+    lm_weight: float = 0.0
+    """Weight of the next-token loss on right solutions alone, at least 0; not with pairwise. It keeps the backbone a language
+    model of right solutions, which a head of kind surprisal reads."""
 
     def __post_init__(self) -> None:
         _check("prm.target", self.target, ("soft", "hard", "pairwise"))
         _check("prm.loss", self.loss, ("mse", "cross_entropy"))
         if not 0 <= self.threshold < 1:
             raise ConfigError(f"critic_loss.prm.threshold is {self.threshold}; expected within [0, 1)")
+        _check_lm_weight("prm", self.lm_weight, self.target)
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,14 @@ class OutcomeObjective:
     """outcome: right or wrong at the last token; pairwise: the right one of two solutions of a question (Bradley-Terry)."""
     loss: Pointwise = "cross_entropy"
     """For outcome. Cobbe et al.: mse."""
+    lm_weight: float = 0.0
+    """Weight of the next-token loss on right solutions alone, at least 0; not with pairwise. It keeps the backbone a language
+    model of right solutions, which a head of kind surprisal reads."""
 
     def __post_init__(self) -> None:
         _check("orm.target", self.target, ("outcome", "pairwise"))
         _check("orm.loss", self.loss, ("mse", "cross_entropy"))
+        _check_lm_weight("orm", self.lm_weight, self.target)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def test_a_checkpoint_from_before_there_were_kinds_has_the_mlp(tiny_model: Path,
 
 
 def test_an_unknown_head_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"head\.kind is 'linear'; expected mlp or ovm"):
+    with pytest.raises(ConfigError, match=r"head\.kind is 'linear'; expected one of mlp, ovm, surprisal"):
         HeadConfig(kind="linear")  # type: ignore[arg-type]
 
 
