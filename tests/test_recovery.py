@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from llm_mcts.journal import Journal
 
 SETTINGS = {
     "task": {"name": "arith", "level": "easy"},
@@ -84,14 +88,19 @@ class Driver:
     def __init__(self, folder: Path) -> None:
         self.config = folder / "tiny.yaml"
         self.config.write_text(json.dumps(SETTINGS))
-        root = Path(__file__).parents[1]
+        # One thread: children of a fork have none of their parent's, and sums come out the same every time.
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("recovery_driver.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # One thread: children of a fork have none of their parent's, and sums come out the same every time.
-            env={**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=self.environment,
         )
 
     def run(self, out: Path, kill: tuple[str, str, int] | None = None) -> int:
@@ -167,6 +176,28 @@ def test_killed_three_times(driver: Driver, undisturbed: Path, tmp_path: Path) -
         assert driver.run(out, KILLS[name][:3]) == signal.SIGKILL
     assert driver.run(out) == 0
     assert findings(out) == findings(undisturbed)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_command_in_one_line(signum: signal.Signals, status: int, driver: Driver, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["self-improve", "--config", str(driver.config), "--out", str(out)]
+    command = [sys.executable, "-m", "llm_mcts.cli", *words, "--train_questions", "500"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=driver.environment)
+    deadline = time.monotonic() + 240
+    while not (out / "round_001" / "trees.jsonl.gz.part").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signum)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (status, "")
+    told = [line for line in errors.splitlines() if line.startswith("llm-mcts: ")]
+    again = shlex.join(["llm-mcts", *words, "--train_questions", "500", "--resume"])
+    assert told == [f"llm-mcts: interrupted ({signum.name}); what was finished is kept; go on with: {again}"]
+    assert errors.splitlines()[-1] == told[0]
+    assert "Traceback" not in errors
+    assert Journal(out / "round_001" / "trees.jsonl.gz").read()
 
 
 def test_a_finished_run_stays_as_it_is(driver: Driver, undisturbed: Path) -> None:
