@@ -52,8 +52,8 @@ def blame(error: Exception, kind: type[LLMMCTSError], who: str, question: str) -
 def exhausted(error: BaseException) -> str | None:
     """What the machine ran out of, "disk" or "memory", if that is what the error or one behind it says; else None.
 
-    Such an error is nobody's question's: it would hit all that follow. Libraries say it in types of their own (torch, safetensors),
-    which are known here by name and words, so that none is imported.
+    Such an error is nobody's question's: it would hit all that follow. Libraries say it in types of their own (torch,
+    safetensors), which are known here by name and words, so that none is imported.
     """
     for one in _chain(error):
         text = str(one)
@@ -66,7 +66,7 @@ def exhausted(error: BaseException) -> str | None:
     return None
 
 
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad allocation|std::bad_alloc")
+_NO_MEMORY = re.compile(r"can't allocate memory|DefaultCPUAllocator: not enough memory|CUDA out of memory|std::bad_alloc")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -1,7 +1,7 @@
 """How a command ends before its time: one line that says what happened, that nothing is lost, and what to type next.
 
-SIGTERM and SIGHUP (a closed terminal, a scheduler's time limit) end a command as Ctrl-C does: an exception in the main thread, so
-that locks, trees and sessions are put in order on the way out. A signal that the caller chose to ignore (nohup) stays ignored.
+SIGTERM and SIGHUP (a scheduler's time limit, a closed terminal) end a command as Ctrl-C does: an exception in the main thread,
+so that locks, trees and sessions are put in order on the way out. A signal that the caller ignores (nohup) stays ignored.
 """
 
 import contextlib

@@ -10,6 +10,7 @@ time left  each stage still to come costs what it cost in the rounds before (the
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,8 +195,6 @@ def _elapsed(run: RunDirectory, number: int) -> float | None:
     started = (run.holder or {}).get("started")
     if started is None:
         return None
-    from datetime import datetime
-
     session = datetime.fromisoformat(started).timestamp()
     notes = [here.metrics_file.stat().st_mtime for here in run.rounds() if here.metrics_file.exists()]
     since = max(notes, default=session)

@@ -1,13 +1,9 @@
-"""The whole loop through the real command line, undisturbed and killed; and every configuration file."""
+"""The whole loop through the real command line; and every configuration file."""
 
-import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,16 +53,6 @@ def finish(process: subprocess.Popen[bytes]) -> str:
     return output.decode()
 
 
-def fingerprints(run: Path) -> dict[str, str]:
-    """Hashes of everything in a run that must not depend on interruptions: not its timings."""
-    wanted = [*run.rglob("rows/*.jsonl"), *run.rglob("*.safetensors")]
-    found = {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in wanted}
-    for file in run.rglob("eval/*.jsonl"):
-        answers = [(r["id"], r["answer"], r["correct"]) for r in map(json.loads, file.read_text().splitlines())]
-        found[str(file.relative_to(run))] = json.dumps(answers)
-    return found
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"
@@ -114,34 +100,6 @@ def test_trained_models_answer_from_python(undisturbed: Path) -> None:
     assert result.tree is not None
     assert result.usage.critic_calls > 0
     assert all(0.0 <= node.q_value <= 1.0 for node in result.tree.nodes())
-
-
-KILLS: dict[str, Callable[[Path], bool]] = {
-    "search": lambda run: _lines(run / "round_001" / "trees.jsonl.gz.part") >= 2,
-    "training": lambda run: (run / "round_001" / "checkpoints" / "value").exists(),
-    "evaluation": lambda run: _lines(run / "round_001" / "eval" / "mcts.jsonl.part") >= 1,
-}
-"""Stage -> whether a run has reached it."""
-
-
-def _lines(file: Path) -> int:
-    return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-@pytest.mark.parametrize("stage", KILLS)
-def test_killed_and_resumed_run_ends_the_same(stage: str, undisturbed: Path, config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start(out, config)
-    deadline = time.monotonic() + 240
-    while not KILLS[stage](out):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (out / "report.json").exists()
-    finish(start(out, config, "--resume"))
-    assert fingerprints(out) == fingerprints(undisturbed)
 
 
 CLASSES = {
