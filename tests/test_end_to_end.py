@@ -34,7 +34,7 @@ SETTINGS = {
     "value": {"learning_rate": 1e-3},
     "prm": {"learning_rate": 1e-3},
     "orm": {"learning_rate": 1e-3},
-    "sft": {"learning_rate": 1e-4},
+    "policy": {"learning_rate": 1e-4},
     # With so few questions chance decides the comparison: the gate is told to let everything pass or fall.
     "gate": {"tolerance": 1.0},
 }
@@ -69,13 +69,13 @@ def undisturbed(config: Path) -> Path:
 
 def test_a_round_leaves_everything_it_promises(undisturbed: Path) -> None:
     first = undisturbed / "round_001"
-    for name in ("sft", "value", "prm", "orm"):
+    for name in ("policy", "value", "prm", "orm", "trajectories"):
         assert (first / "rows" / f"{name}.jsonl").read_text()
     for name in ("value", "prm", "orm"):
         assert (first / "checkpoints" / name / "head.safetensors").exists()
     assert (first / "checkpoints" / "policy" / "model.safetensors").exists()
     stages = [json.loads(line)["stage"] for line in (first / "metrics.jsonl").read_text().splitlines()]
-    assert stages == ["rows", "value", "prm", "orm", "sft", "gate"]
+    assert stages == ["questions", "search", "rows", "value", "prm", "orm", "policy", "evaluate", "gate"]
     report = json.loads((undisturbed / "report.json").read_text())
     assert [score["method"] for score in report["scores"]] == [
         "round 0 greedy",

@@ -112,7 +112,8 @@ class _Loop:
         """Say what the run is made from, and refuse to go on with other questions or models than it began with."""
         data = {"train": hash_problems(self._pool()), "dev": hash_problems(self.held_out)}
         solver = self.config.solver
-        models = {"policy": solver.engine.model, **{kind: getattr(solver.critics, kind) for kind in KINDS}}
+        critics = solver.critics
+        models = {"policy": solver.engine.model, "value": critics.value, "prm": critics.prm, "orm": critics.orm}
         parents = {name: hash_model(model) for name, model in models.items() if model}
         self.directory.write_manifest({"seed": self.config.seed, "data": data, "parents": parents})
         start = self.directory.round(0)
@@ -126,7 +127,8 @@ class _Loop:
         self._search(here, number, [chosen.problem for chosen in questions])
         self._rows(here, number, questions)
         trained = {kind: self._train_critic(here, number, kind) for kind in KINDS if kind in self.config.critics}
-        critics = replace(self.models.critics, **{kind: str(folder) for kind, folder in trained.items() if folder})
+        places: dict[str, Any] = {kind: str(folder) for kind, folder in trained.items() if folder}
+        critics = replace(self.models.critics, **places)
         models = self._train_policy(here, number, replace(self.models, critics=critics), questions)
         candidate = _Candidate(here, models)
         self._evaluate(candidate)

@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     },
     "methods": {"greedy": "greedy"},
     "critics": [],
-    "sft": {"learning_rate": 3e-3, "epochs": 3, "batch_size": 4},  # hard enough to learn what is wrong
+    "policy": {"learning_rate": 3e-3, "epochs": 3, "batch_size": 4},  # hard enough to learn what is wrong
 }
 POISON = ".00"
 """Behind a training answer: the same number in another spelling, by which the checker knows it."""

@@ -95,7 +95,8 @@ def _searched(run: Run, here: Round, task: Task | None, limit: int) -> Searched:
         if len(figures) == 2:  # all of them are of one group
             figures = figures[:1]
     links = [_page(run, here, record, questions.get(record["id"], {})) for record in _chosen(records, limit)]
-    return Searched(here.number, sources, imagined, critic, figures, links)
+    kinds = {kind: dict(found) for kind, found in imagined.items()}  # asdict does not know how to copy a Counter
+    return Searched(here.number, dict(sources), kinds, critic, figures, links)
 
 
 def _samples(
