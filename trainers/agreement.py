@@ -6,7 +6,8 @@
 n counts solutions without an answer too: a policy that does not come to an end does not know the answer. Rows are then made
 as if a were gold. AlphaLLM (arXiv 2404.12253) keeps a trajectory by its ORM alone; a vote is added here because a policy that
 trains on its own answers has no other check, and it is no proof: solutions of one tree share steps, so they err together.
-`door_accuracy` says on labelled questions how often the door is right.
+`door_accuracy` says on labelled questions how often the door is right; on imagined ones, which stray from what the policy
+knows, it is right less often than that.
 """
 
 from collections import Counter
@@ -104,6 +105,21 @@ def agreed_problem(problem: Problem, tree: Tree, config: AgreementConfig, scored
         raise DataError(f"question {problem.id} has a gold answer; expected one without, or its rows from that")
     agreed = agreed_answer(tree, config, scored)
     return None if agreed.answer is None else replace(problem, gold=agreed.answer), agreed
+
+
+def agreed_problems(
+    searched: Iterable[tuple[Problem, Tree]], config: AgreementConfig, scored: bool = True
+) -> tuple[list[Problem], dict[str, int]]:
+    """The questions whose answer was taken, with it in gold's place, and how many were refused for which reason."""
+    taken: list[Problem] = []
+    refused: Counter[str] = Counter()
+    for problem, tree in searched:
+        found, agreed = agreed_problem(problem, tree, config, scored)
+        if found is None:
+            refused[agreed.reason] += 1
+        else:
+            taken.append(found)
+    return taken, dict(refused.most_common())
 
 
 @dataclass(frozen=True)

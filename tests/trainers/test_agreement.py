@@ -6,7 +6,7 @@ from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.tasks.arith import ArithTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, State, Step
-from trainers.agreement import Agreed, AgreementConfig, agreed_answer, agreed_problem, door_accuracy
+from trainers.agreement import Agreed, AgreementConfig, agreed_answer, agreed_problem, agreed_problems, door_accuracy
 from trainers.datasets import RowsConfig, rows_from_tree
 
 PROBLEM = Problem("p", "How many?")
@@ -79,6 +79,13 @@ def test_rows_are_made_as_if_the_answer_were_gold() -> None:
     assert [row.steps[-1] for row in rows["sft"]] == ["#### 8", "#### 8"]  # type: ignore[union-attr]
     assert [row.label for row in rows["orm"]] == [1.0, 1.0, 0.0]  # type: ignore[union-attr]
     assert agreed_problem(PROBLEM, tree_of(("8", 0.9), ("7", 0.9), ("6", 0.9)), LOOSE)[0] is None
+
+
+def test_refusals_are_counted() -> None:
+    yes, no = tree_of(("8", 0.9), ("8", 0.9)), tree_of(("8", 0.1), ("8", 0.1))
+    taken, refused = agreed_problems([(PROBLEM, yes), (Problem("n", "How many?"), no), (Problem("m", "How many?"), no)], LOOSE)
+    assert taken == [Problem("p", "How many?", "8")]
+    assert refused == {"score below min_score": 2}
 
 
 def test_a_gold_answer_is_never_replaced() -> None:
