@@ -18,7 +18,7 @@ from torch import Tensor
 
 from critics.genrm import VERDICTS, VerdictKind, VerifierConfig
 from critics.loading import VERIFIER_FILE, VerifierFile
-from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer, resolve_device
+from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
 from llm_mcts.types import State, Step
@@ -146,7 +146,7 @@ def train_genrm(
             "(llm-mcts rationales writes them) and above 0, or in none and 0"
         )
     rows = balanced(rows, genrm.per_problem)
-    tokenizer, model = load_tokenizer(start), load_causal_lm(start, torch.float32, resolve_device("auto"))
+    tokenizer, model = load_tokenizer(start), load_causal_lm(start, torch.float32, torch.device("cpu"))
     if config.lora.rank > 0:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

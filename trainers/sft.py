@@ -37,7 +37,7 @@ def train_sft(
             f"a solution of question {wrong[0].question!r} is labelled {wrong[0].label}; expected right ones, label 1"
         )
     tokenizer = load_tokenizer(start)
-    model = load_causal_lm(start, torch.float32, torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda"))
+    model = load_causal_lm(start, torch.float32, torch.device("cpu"))
     if config.lora.rank > 0:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
