@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_mcts.engines.transformers import resolve_device
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from trainers.base import Encoded, EncodedPair, TrainConfig, collate, encode_next, fit
@@ -92,8 +93,8 @@ def with_reference(pairs: Sequence[EncodedPair], lm: TrainablePolicy, config: Tr
 
     Pairs that are too long to be trained on stay as they are.
     """
-    lm.model.eval()
-    device = next(lm.model.parameters()).device
+    device = resolve_device("auto")
+    lm.model.to(device).eval()
     fitting = [i for i, pair in enumerate(pairs) if all(len(part.ids) <= config.max_length for part in pair.parts)]
     found = list(pairs)
     for first in range(0, len(fitting), config.batch_size):

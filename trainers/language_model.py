@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer, resolve_device
+from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
 from trainers.base import TrainConfig, save_atomically
 
@@ -71,7 +71,8 @@ def load_policy(start: str, config: TrainConfig, prompt: PromptConfig | None = N
         ModelError: there is no such model.
         ConfigError: the prompt's style does not suit the tokenizer, or LoRA the model.
     """
-    tokenizer, model = load_tokenizer(start), load_causal_lm(start, torch.float32, resolve_device("auto"))
+    # The Trainer moves it: every process of a launch has a device of its own.
+    tokenizer, model = load_tokenizer(start), load_causal_lm(start, torch.float32, torch.device("cpu"))
     if adapted := config.lora.rank > 0:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -9,6 +9,7 @@ the last rows of an epoch   accelerate fills the processes' last batches up with
 a loss that is no number    ends the training, on all processes, before it reaches the weights
 """
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from math import ceil, isfinite
@@ -73,6 +74,10 @@ class LossTrainer(Trainer):  # type: ignore[misc]
             raise ConfigError(
                 f"{launched} processes were launched and {joined} train together; expected all of them: see configs/accelerate"
             )
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not sharding:
+            raise ConfigError(
+                "FSDP was launched and no GPU was found to shard over; expected one: see configs/accelerate/cpu_2.yaml"
+            )
         if kind not in SUPPORTED or (sharding and sharding.fsdp_version != 2):
             what = "FSDP with fsdp_version 1" if kind is DistributedType.FSDP else kind.value
             raise ConfigError(
@@ -104,12 +109,14 @@ class LossTrainer(Trainer):  # type: ignore[misc]
 
     def _own_rows(self) -> int:
         """How many rows of the batch drawn last are this process's own; the others repeat the epoch's first."""
-        size, processes = self.args.train_batch_size, self.accelerator.num_processes
+        size: int = self.args.train_batch_size
+        processes, me = self.accelerator.num_processes, self.accelerator.process_index
         rows = len(self.train_dataset)
         per_epoch = ceil(rows / (size * processes))
         if self._drawn % per_epoch:
             return size
-        return min(max(rows - (per_epoch - 1) * size * processes - self.accelerator.process_index * size, 0), size)
+        own: int = min(max(rows - ((per_epoch - 1) * processes + me) * size, 0), size)
+        return own
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | None = None

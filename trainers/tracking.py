@@ -29,7 +29,8 @@ def tracker(tracking: Tracking, logs: Path | None) -> Iterator[list[Any]]:
     if tracking == "none" or logs is None:
         yield []
         return
-    if find_spec(tracking) is None:
+    spec = find_spec(tracking)
+    if spec is None or spec.origin is None:  # a mere folder of that name, such as wandb's own files, has no origin
         raise ConfigError(
             f"tracking is '{tracking}', and no package of that name is there; pip install {tracking}, or set tracking to none"
         )

@@ -5,11 +5,10 @@ the mean of two processes' means is not the mean; and they fill no last batch, s
 """
 
 import json
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ from llm_mcts.cli import main
 from trainers.rows import PairRow, SolutionRow, StepRow, row_to_dict
 
 ROOT = Path(__file__).parent.parent.parent
-WORDS = "one two three four five six seven".split()
+WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 ROWS = [
-    SolutionRow(f"p{i}", f"{i} apples?", tuple(f"{w} + {i} = {i}" for w in WORDS[: 1 + i * 5 % 7]) + (f"#### {i}",), float(i % 3 > 0))
+    SolutionRow(
+        f"p{i}", f"{i} apples?", (*(f"{word} + {i} = {i}" for word in WORDS[: 1 + i * 5 % 7]), f"#### {i}"), float(i % 3 > 0)
+    )
     for i in range(11)
 ]
 """Of 2 to 8 steps; 11 rows in steps of 4: the second process has one row in the last."""
@@ -66,10 +67,16 @@ def launch(config: str, jobs: list[list[str]], folder: Path, *more: str, **more_
     """Run trainings on the processes of an accelerate configuration; return what they printed."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "accelerate" / config)]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "configs" / "accelerate" / config),
+    ]
     command += ["--main_process_port", "0", *more, str(Path(__file__).parent / "launched.py"), str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more_environment}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
