@@ -41,7 +41,7 @@ KILLS: dict[str, tuple[str, str, int, str, str]] = {
     "search, a torn tree": ("append-torn", "trees.jsonl.gz", 5, "round_001/trees.jsonl.gz.part", "round_001/trees.jsonl.gz"),
     "search, not completed": ("write-torn", "trees.jsonl.gz", 1, "round_001/trees.jsonl.gz.tmp", "round_001/trees.jsonl.gz"),
     "rows, half of them": ("write-before", "rows/prm.jsonl", 1, "round_001/rows", "round_001/rows/prm.jsonl"),
-    "rows, not noted": ("write-torn", "round_001/metrics.jsonl", 1, "round_001/metrics.jsonl.tmp", "round_001/checkpoints"),
+    "rows, not noted": ("write-torn", "round_001/metrics.jsonl", 3, "round_001/metrics.jsonl.tmp", "round_001/checkpoints"),
     "value model, not noted": (
         "save-after",
         "checkpoints/value",
@@ -153,7 +153,7 @@ def findings(run: Path) -> dict[str, Any]:
 
 def test_the_undisturbed_run_is_worth_comparing_with(undisturbed: Path) -> None:
     found = findings(undisturbed)
-    assert {f"round_001/rows/{name}.jsonl" for name in ("sft", "value", "prm", "orm")} <= set(found)
+    assert {f"round_001/rows/{name}.jsonl" for name in ("policy", "value", "prm", "orm")} <= set(found)
     assert sum(name.endswith(".safetensors") for name in found) >= 4
     assert [note["stage"] for note in found["round_001/metrics.jsonl"]][-1] == "gate"
 
