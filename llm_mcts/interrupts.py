@@ -5,6 +5,7 @@ so that locks, trees and sessions are put in order on the way out. A signal that
 """
 
 import contextlib
+import logging
 import shlex
 import signal
 import sys
@@ -62,6 +63,7 @@ def end(error: BaseException, argv: Sequence[str]) -> int | None:
     """
     if isinstance(error, KeyboardInterrupt):
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the tasks that were cut would tell of it as well
         tell(f"interrupted ({signal.Signals(signum).name}); {what_next(argv)}")
         return 128 + int(signum)
     if (what := exhausted(error)) is None:
