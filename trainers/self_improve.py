@@ -48,6 +48,9 @@ from trainers.run_config import SelfImproveConfig
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
+HOW_MUCH_AT_ONCE = ("concurrency", "solver.engine.max_batch", "solver.engine.cache_mb")
+"""Settings that a run that was short of memory may go on with at other values: its results do not depend on them."""
+
 
 def self_improve(
     config: SelfImproveConfig, out: Path, resume: bool = False, reporter: Reporter | None = None
@@ -59,7 +62,7 @@ def self_improve(
         DataError: the questions are other ones than when the run was started.
     """
     with (
-        RunDirectory.open(out, asdict(config), resume) as run,
+        RunDirectory.open(out, asdict(config), resume, free=HOW_MUCH_AT_ONCE) as run,
         closing(_Loop(config, run, reporter or Reporter(quiet=True))) as loop,
     ):
         return loop.run()
