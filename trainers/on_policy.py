@@ -84,6 +84,7 @@ class Sampler:
     def _in_memory(self, model: Any) -> None:
         engine = self.config.engine
         device = resolve_device(engine.device)
+        self._solver = None  # the former weights go before others come
         with torch.no_grad():
             whole = merged(model).to(device=device, dtype=resolve_dtype(engine.dtype, device))
         self._solver = Solver(self.config, TransformersEngine(engine, pack_linears(whole), self.tokenizer))

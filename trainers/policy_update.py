@@ -43,8 +43,8 @@ class PolicyUpdate:
         self.accelerator = Accelerator()
         if (kind := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ConfigError(
-                f"accelerate is set to {kind.value}, which spreads weights over processes; expected one, or several with "
-                "whole weights, for the engine samples with a copy of them"
+                f"accelerate is set to {kind.value}, which spreads weights over processes; expected one process, or several "
+                "with whole weights, for the engine samples with a copy of them"
             )
         self.policy = load_policy(start, config, prompt, seed)
         self._reference: Any = None

@@ -1,4 +1,4 @@
-"""Value targets from rewards and estimates: TD(lambda) returns and generalised advantages.
+"""Value targets and advantages from rewards and estimates: TD(lambda) returns, generalised advantages, baselines of samples.
 
     G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1})          G, V and A are 0 behind the end
     A_t = delta_t + gamma lambda A_{t+1},   delta_t = r_t + gamma V_{t+1} - V_t
