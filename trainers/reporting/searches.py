@@ -93,9 +93,9 @@ def _searched(run: Run, here: Round, task: Task | None, limit: int) -> Searched:
             f for name, sources_ in {"all": WITH_GOLD, **GROUPS}.items() if (f := _figures(here, name, sources_, groups))
         ]
         if len(figures) == 2:  # all of them are of one group
-            figures = figures[:1]
+            figures = figures[1:]
     links = [_page(run, here, record, questions.get(record["id"], {})) for record in _chosen(records, limit)]
-    return Searched(here.number, sources, imagined, critic, figures, links)
+    return Searched(here.number, dict(sources), {k: dict(v) for k, v in imagined.items()}, critic, figures, links)
 
 
 def _samples(
