@@ -275,7 +275,9 @@ def test_evaluate_writes_table_json_and_csv(tiny_model: Path, tmp_path: Path, ca
     assert len((out / "vote.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("command", ["solve", "evaluate", "self-improve", "train", "label", "imagine", "diagnose", "serve"])
+@pytest.mark.parametrize(
+    "command", ["solve", "evaluate", "self-improve", "report", "train", "label", "imagine", "diagnose", "serve"]
+)
 def test_help_lists_the_settings(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -18,7 +18,7 @@ from trainers.reporting.figures import Change, costs_to_dict, differences, in_wo
 from trainers.reporting.html import to_html
 from trainers.reporting.markdown import to_markdown
 from trainers.reporting.searches import Searched, read_searches
-from trainers.reporting.tables import state
+from trainers.reporting.tables import points, state
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def write_reports(directory: RunDirectory, config: ReportConfig | None = None, n
     run = read_run(directory)
     searches = read_searches(run, config.trees_per_round)
     exchanges = find_exchanges(run, config.examples_per_method)
-    pairs = [f"{name}: {found}" for name, found in differences(run).items()]
+    pairs = [f"{name}: {points(found)} points" for name, found in differences(run).items()]
     markdown = to_markdown(run, searches, pairs, note)
     report = _report(run, searches, exchanges)
     directory.write_report(report, markdown, to_html(run, searches, exchanges, pairs, note))

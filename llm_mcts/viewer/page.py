@@ -138,7 +138,9 @@ def _group(answer: str | None, traces: Sequence[Trace]) -> Markup:
         for text, same in found
     ]
     told = "No answer stated" if answer is None else f"Answer {answer}"
-    return element("details", element("summary", f"{told}: {len(texts)} different solutions"), *solutions)
+    return element(
+        "details", element("summary", f"{told}: {len(texts)} different solution{'' if len(texts) == 1 else 's'}"), *solutions
+    )
 
 
 def _best(traces: Sequence[Trace]) -> float | None:

@@ -33,7 +33,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule); }
 th { font-weight: 600; color: var(--soft); font-size: .8125rem; vertical-align: bottom; }
 th.num, td.num { text-align: right; white-space: nowrap; }
-tr:last-child td { border-bottom: 0; }
+tbody tr:last-child > * { border-bottom: 0; }
 tr.total td { font-weight: 600; border-top: 1px solid var(--soft); }
 summary { cursor: pointer; }
 .good { color: var(--good); }

@@ -24,7 +24,7 @@ class Point:
     low: float
     high: float
     hollow: bool
-    """Of a rejected round: drawn empty, and off the line of what stood."""
+    """Of a round that was not accepted: drawn empty, and off the line of what stood."""
     told: str
     """Shown on hovering."""
 
@@ -38,11 +38,11 @@ def ticks(low: float, high: float, at_most: int = 6) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, with steps of 1, 2 or 5 times a power of ten."""
     span = (high - low) or 1.0
     step = 10.0 ** floor(log10(span / at_most))
-    for factor in (1, 2, 5, 10):
+    for factor in (1, 2, 5, 10, 20):
         first, last = floor(low / (step * factor) + 1e-9), ceil(high / (step * factor) - 1e-9)
         if last - first <= at_most:
             return [round(i * step * factor, 12) for i in range(first, last + 1)]
-    raise AssertionError("a step of ten times the power always fits")
+    raise AssertionError("a step of twenty times the power always fits")
 
 
 def error_bars(series: Mapping[str, Sequence[Point]], rounds: Sequence[int], title: str) -> Markup:
@@ -58,7 +58,7 @@ def error_bars(series: Mapping[str, Sequence[Point]], rounds: Sequence[int], tit
         drawn.append(_series(found, i, lambda r, s=shift: x(r) + s, y))  # type: ignore[misc]
     names = [(name, marker(i, 7, 7, False, size=5)) for i, name in enumerate(series)]
     if any(point.hollow for point in points):
-        names.append(("rejected round", element("circle", cx=7, cy=7, r=4.2, class_="hollow neutral")))
+        names.append(("not accepted", element("circle", cx=7, cy=7, r=4.2, class_="hollow neutral")))
     return _figure(title, drawn, _legend(names) if len(names) > 1 else None)
 
 

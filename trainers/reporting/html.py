@@ -168,12 +168,7 @@ def _critics(run: Run, searches: Sequence[Searched]) -> Markup:
     figures = critic_table(searches)
     if not figures.rows:
         return join(*gaps)
-    curves = {
-        name_of(f.round): [(b.score, b.right, b.samples) for b in f.reliability]
-        for s in searches
-        for f in s.figures
-        if f.questions == "all"
-    }
+    curves = {name_of(f.round): [(b.score, b.right, b.samples) for b in f.reliability] for s in searches for f in s.figures[:1]}
     chart = reliability_chart(curves, "Reliability: share right by score; on the dashed line a score is a chance")
     return join(*gaps, element("p", CRITIC_NOTE), table(figures), chart)
 

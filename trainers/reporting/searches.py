@@ -93,10 +93,9 @@ def _searched(run: Run, here: Round, task: Task | None, limit: int) -> Searched:
             f for name, sources_ in {"all": WITH_GOLD, **GROUPS}.items() if (f := _figures(here, name, sources_, groups))
         ]
         if len(figures) == 2:  # all of them are of one group
-            figures = figures[:1]
+            figures = figures[1:]
     links = [_page(run, here, record, questions.get(record["id"], {})) for record in _chosen(records, limit)]
-    kinds = {kind: dict(found) for kind, found in imagined.items()}  # asdict does not know how to copy a Counter
-    return Searched(here.number, dict(sources), kinds, critic, figures, links)
+    return Searched(here.number, dict(sources), {k: dict(v) for k, v in imagined.items()}, critic, figures, links)
 
 
 def _samples(

@@ -1,11 +1,11 @@
 """The report's tables and sentences as data, for the page and for Markdown alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llm_mcts.evaluate import PairedDifference, Score
 from llm_mcts.types import Usage
-from trainers.reporting.facts import Round, Run, Split
+from trainers.reporting.facts import Marks, Round, Run, Split
 from trainers.reporting.figures import Change, Cost, cost, in_words, overall_changes, refused_rows, round_changes, rows_made
 from trainers.reporting.searches import CriticFigures, Searched
 
@@ -39,7 +39,8 @@ def interval(low: float, high: float) -> str:
 
 def signed(share: float) -> str:
     """A difference in points, with a true minus."""
-    return f"{100 * share:+.1f}".replace("-", "−")
+    told = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if told[1:] == "0.0" else told
 
 
 def points(change: PairedDifference) -> str:
@@ -95,38 +96,37 @@ def _accuracy(here: Round, split: Split, method: str) -> str | None:
 
 
 def scores_table(run: Run, split: Split) -> Table:
-    """Accuracy and what it took, by round and method."""
-    rows: list[tuple[str, ...]] = []
+    """Accuracy and what it took a question, by round and method."""
+    rows = []
     for here in run.rounds:
-        for method, marks in sorted(here.marks[split].items(), key=lambda pair: run.methods.index(pair[0])):
-            label = name_of(here.number) + (f" ({here.status})" if here.number else "")
-            if not marks.complete or not marks.records:
-                rows.append(
-                    (label, method, str(len(marks.records)), *("–",) * 6, "under way" if not marks.complete else "no records")
-                )
-                continue
-            s = Score.of(method, marks.records)
-            per = [f"{n / s.n:,.1f}" for n in (s.usage.generated_tokens, s.usage.lm_calls, s.usage.critic_calls)]
-            low_high = interval(*s.interval)
-            rows.append(
-                (label, method, str(s.n), percent(s.accuracy), low_high, *per, f"{s.usage.seconds / s.n:.2f}", str(s.failed))
-            )
+        label = name_of(here.number) + (f" ({here.status})" if here.number else "")
+        marks = here.marks[split]
+        rows += [(label, *_score_row(method, marks[method])) for method in run.methods if method in marks]
     costs = ("#tokens sampled", "#LM calls", "#critic calls", "#latency, s", "#failed")
     return Table(("round", "method", "#n", "#accuracy", "#95 % interval", *costs), rows)
 
 
+def _score_row(method: str, marks: Marks) -> tuple[str, ...]:
+    s = Score.of(method, marks.records)
+    if not marks.complete or not marks.records:
+        return (method, str(s.n), "no records" if marks.complete else "under way", *("–",) * 6)
+    spent = (s.usage.generated_tokens, s.usage.lm_calls, s.usage.critic_calls)
+    costs = (*(f"{n / s.n:,.1f}" for n in spent), f"{s.usage.seconds / s.n:.2f}", str(s.failed))
+    return (method, str(s.n), percent(s.accuracy), interval(*s.interval), *costs)
+
+
 def changes_table(run: Run, split: Split) -> Table:
-    """Every round against what stood before it."""
-    return Table(
-        ("round", "against", "method", "#change, points", "#gained", "#lost", "#n", "#p", "verdict"),
-        [_change_row(change) for change in round_changes(run, split)],
-    )
+    """Every round against what stood before it; p-values where the gate noted them."""
+    changes = round_changes(run, split)
+    p_noted = any(change.p_value is not None for change in changes)
+    numbers = ("#change, points", "#gained", "#lost", "#n", *(["#p"] if p_noted else []))
+    return Table(("round", "against", "method", *numbers, "verdict"), [_change_row(change, p_noted) for change in changes])
 
 
-def _change_row(c: Change) -> tuple[str, ...]:
-    p = "–" if c.p_value is None else f"{c.p_value:.3f}"
+def _change_row(c: Change, p_noted: bool) -> tuple[str, ...]:
+    p = [] if not p_noted else ["–" if c.p_value is None else f"{c.p_value:.3f}"]
     counts = (str(c.found.gained), str(c.found.lost), str(c.found.n))
-    return (name_of(c.round), name_of(c.since), c.method, points(c.found), *counts, p, in_words(c.found))
+    return (name_of(c.round), name_of(c.since), c.method, points(c.found), *counts, *p, in_words(c.found))
 
 
 def gate_table(run: Run) -> Table:
@@ -140,14 +140,18 @@ def gate_table(run: Run) -> Table:
 
 def cost_table(run: Run) -> Table:
     """Seconds and tokens of each stage, and all together."""
-    rows = [(name_of(here.number), stage.name, *_cost_cells(cost([stage]))) for here in run.rounds for stage in here.stages]
-    total = cost([stage for here in run.rounds for stage in here.stages])
+    stages = [(here, stage) for here in run.rounds for stage in here.stages]
+    noted = [(here, stage) for here, stage in stages if stage.usage or stage.seconds is not None]
+    rows = [(name_of(here.number), stage.name, *_cost_cells(cost([stage]))) for here, stage in noted]
+    if not rows:
+        return Table(("round", "stage"), [])
+    total = cost([stage for _, stage in noted])
     names = ("#minutes", "#sampled", "#prompt computed", "#prompt reused", "#read by critics", "#LM calls", "#critic calls")
     return Table(("round", "stage", *names), [*rows, ("all", "", *_cost_cells(total))], total=True)
 
 
 def _cost_cells(found: Cost) -> tuple[str, ...]:
-    minutes = "–" if found.seconds is None else f"{found.seconds / 60:,.1f}"
+    minutes = "–" if found.seconds is None else f"{found.seconds / 60:,.2f}"
     if (u := found.usage) is None:
         return (minutes, *("–",) * 6)
     numbers = (u.generated_tokens, u.prefilled_tokens, u.reused_tokens, u.critic_tokens, u.lm_calls, u.critic_calls)
@@ -209,8 +213,7 @@ def imagined_table(searches: Sequence[Searched]) -> Table:
     return Table(("round", "kind", "#candidates", "#kept", "refused, and why"), rows)
 
 
-def _reasons(found: object) -> str:
-    assert isinstance(found, dict)
+def _reasons(found: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in found.items() if reason != "kept") or "none"
 
 
