@@ -76,7 +76,7 @@ def launch(config: str, jobs: list[list[str]], folder: Path, *more: str, **more_
     ]
     command += ["--main_process_port", "0", *more, str(Path(__file__).parent / "launched.py"), str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more_environment}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
