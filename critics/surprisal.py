@@ -56,9 +56,7 @@ def running(logprobs: Tensor, segments: Tensor, before: Running | None = None) -
     """
     start = before or Running(*(logprobs.new_zeros(len(logprobs), 1) for _ in range(3)))
     count, total, least = (torch.zeros_like(logprobs) for _ in range(3))
-    for k in segments.unique().tolist():
-        if k == 0:
-            continue
+    for k in range(1, int(segments.max()) + 1):
         inside = segments == k
         # Log-probabilities are at most 0, so what stands outside as 0 changes neither a sum nor a minimum.
         own = torch.where(inside, logprobs, 0.0)

@@ -151,7 +151,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def at_least(successes: int, n: int) -> float:
     """P(X >= successes) of X ~ Binomial(n, 1/2), exactly."""
-    return sum(math.comb(n, k) for k in range(successes, n + 1)) / 2**n
+    return float(Fraction(sum(math.comb(n, k) for k in range(successes, n + 1)), 2**n))
 
 
 def bootstrap(gained: int, lost: int, n: int, resamples: int, seed: int) -> tuple[float, float, float]:

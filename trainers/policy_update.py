@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import DistributedType, gather_object  # type: ignore[import-untyped]
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
