@@ -264,8 +264,12 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration the run was started with, as plain data; empty where it was not kept."""
-        data = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file.exists() else {}
-        return dict(data or {})
+        if not self.config_file.exists():
+            return {}
+        try:
+            return dict(yaml.safe_load(self.config_file.read_text(encoding="utf-8")) or {})
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+            raise DataError(f"{self.config_file} is broken ({' '.join(str(error).split())}); restore it") from error
 
     @property
     def manifest(self) -> dict[str, Any]:
