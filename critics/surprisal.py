@@ -27,7 +27,7 @@ _SCALES = (0.5, 1 / 16, 2.0, 0.5, 2.0, 0.5)
 class Running(NamedTuple):
     """Of the tokens of a segment up to each one: how many, the sum and the least of their log-probabilities, all [B, T]."""
 
-    count: Tensor
+    tokens: Tensor
     total: Tensor
     least: Tensor
 
@@ -60,7 +60,7 @@ def running(logprobs: Tensor, segments: Tensor, before: Running | None = None) -
         inside = segments == k
         # Log-probabilities are at most 0, so what stands outside as 0 changes neither a sum nor a minimum.
         own = torch.where(inside, logprobs, 0.0)
-        count = torch.where(inside, start.count + inside.cumsum(1), count)
+        count = torch.where(inside, start.tokens + inside.cumsum(1), count)
         total = torch.where(inside, start.total + own.cumsum(1), total)
         least = torch.where(inside, torch.minimum(start.least, own.cummin(1).values), least)
         start = Running(*(torch.zeros_like(x) for x in start))
@@ -69,7 +69,7 @@ def running(logprobs: Tensor, segments: Tensor, before: Running | None = None) -
 
 def features(logprobs: Tensor, solution: Running, step: Running) -> Tensor:
     """f [B, T, FEATURES] of log-probabilities [B, T], cumulative over the solution and within its steps; 0 in the prompt."""
-    means = [part.total / part.count.clamp(min=1) for part in (solution, step)]
+    means = [part.total / part.tokens.clamp(min=1) for part in (solution, step)]
     columns = (logprobs, solution.total, means[0], solution.least, means[1], step.least)
     return torch.stack([scale * column for scale, column in zip(_SCALES, columns, strict=True)], dim=-1)
 

@@ -121,7 +121,7 @@ class _Loop:
         self.directory.write_manifest({"seed": self.config.seed, "data": data, "parents": parents})
         start = self.directory.round(0)
         if not start.questions.complete:
-            start.questions.write(_question_row(p, "held out", None) for p in self.held_out)
+            start.questions.write(_question_row(problem, "held-out", None) for problem in self.held_out)
 
     def _round(self, number: int) -> _Candidate:
         """All that a round does up to its gate."""
@@ -358,6 +358,8 @@ class _Loop:
             return
         self.task.open_test()
         problems = self.task.load("test", self.config.test_questions)
+        asked = [(problem, "held-out") for problem in self.held_out] + [(problem, "test") for problem in problems]
+        self.directory.round(0).questions.write(_question_row(problem, source, None) for problem, source in asked)
         seed = derive_seed(self.config.seed, "test")
         for candidate in candidates:
             here = candidate.here

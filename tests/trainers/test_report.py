@@ -261,3 +261,9 @@ def test_new_and_revisited_questions_are_judged_apart(run: RunDirectory) -> None
     # Together 1.5 of 4 pairs in order, and (0.84 + 1.64) / 6.
     assert [line.split(" | ")[2][:5] for line in lines(markdown, "round 1", "all")] == ["0.375"]
     assert "| 0.413 |" in lines(markdown, "round 1", "all")[0]
+
+
+def test_a_broken_configuration_is_named(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    run.config_file.write_text("a: [")
+    assert main(["report", str(run.path)]) == 2
+    assert "config.yaml is broken" in capsys.readouterr().err
