@@ -184,7 +184,6 @@ class RunDirectory:
             raise ConfigError(f"{run.path} holds no run (no {run.config_file.name}); expected the --out folder of a run")
         return run
 
-<<<<<<< HEAD
     def _refuse_foreign_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file; expected a folder for the run, choose another --out")
@@ -230,17 +229,6 @@ class RunDirectory:
         if self._session and (manifest := self.manifest()) and manifest.get("sessions"):
             manifest["sessions"][-1] |= {"ended": now(), "outcome": outcome}
             self._write_manifest(manifest)
-=======
-    @property
-    def config(self) -> dict[str, Any]:
-        """The configuration the run was started with, as plain data; empty where it was not kept."""
-        if not self.config_file.exists():
-            return {}
-        try:
-            return dict(yaml.safe_load(self.config_file.read_text(encoding="utf-8")) or {})
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-            raise DataError(f"{self.config_file} is broken ({' '.join(str(error).split())}); restore it") from error
->>>>>>> w-report
 
     @property
     def config_file(self) -> Path:
