@@ -289,8 +289,8 @@ class CriticModel(nn.Module):
         except RuntimeError as error:
             raise ModelError(f"the head in {folder} does not fit its backbone: {first_line(error)}") from error
         if model.by_surprisal:
-            lender = trunk.model if on_trunk and trunk else shared.model if shared else None
-            attach_language_head(model, folder, lender)
+            lender: Any = trunk if on_trunk else shared
+            attach_language_head(model, folder, lender.model if lender else None)
         return model.eval()
 
 
