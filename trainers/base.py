@@ -22,7 +22,7 @@ from llm_mcts.prompts import Encoder, PromptFormat
 from trainers.losses import IGNORE
 from trainers.processes import is_main_process, launched_processes, wait_for_all
 from trainers.rows import PairRow, SolutionRow, StepRow, TreeRow
-from trainers.terms import Counts, Loss, counted, pairs
+from trainers.terms import Counts, Loss, counted, items
 from trainers.tracking import Tracking, tracker
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,8 @@ def _ids_and_ends(row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> tup
 def collate(batch: Sequence[Encoded | EncodedPair]) -> dict[str, Tensor]:
     """Pad on the right: input_ids, attention_mask [B, T] long; labels [B, T] float; mask [B, T] boolean.
 
-    Where the rows have them also weights [B, T] float and written [B, T] boolean. A pair makes two rows.
+    Where the rows have them also weights [B, T] float and written [B, T] boolean. A pair makes two rows,
+    and item [B] long says which of the batch's items a row is of.
     """
     rows = [part for item in batch for part in item.parts]
     width = max(len(row.ids) for row in rows)
@@ -187,6 +188,8 @@ def collate(batch: Sequence[Encoded | EncodedPair]) -> dict[str, Tensor]:
         "labels": padded(lambda r: r.labels, 0.0),
         "mask": padded(lambda r: r.mask, False),
     }
+    if not isinstance(batch[0], Encoded):
+        tensors["item"] = torch.tensor([i for i, item in enumerate(batch) for _ in item.parts])
     if rows[0].weights is not None:
         tensors["weights"] = padded(lambda r: r.weights or [], 0.0)
     if rows[0].written is not None:
@@ -215,7 +218,7 @@ def fit(
     Args:
         loss: a mean over what counts in a batch, or several such means that are added.
         counts: what these means are over, one each, so that a step's loss does not depend on how its rows are dealt out to
-            forwards and processes. None, for a single mean: over pairs where the rows are pairs, by the weights where they
+            forwards and processes. None, for a single mean: over items where they are pairs, by the weights where they
             have weights, else over the positions of the mask.
         logs: folder for what is tracked; None: nothing is.
 
@@ -275,7 +278,7 @@ def _run_trainer(
 
 
 def _one_count(rows: Sequence[Encoded | EncodedPair]) -> Counts:
-    count = pairs if isinstance(rows[0], EncodedPair) else counted
+    count = counted if isinstance(rows[0], Encoded) else items
     return lambda batch: (count(batch),)
 
 
