@@ -23,7 +23,7 @@ from llm_mcts.store import place_folder
 from trainers.losses import IGNORE
 from trainers.processes import is_main_process, launched_processes, wait_for_all
 from trainers.rows import PairRow, SolutionRow, StepRow, TreeRow
-from trainers.terms import Counts, Loss, counted, pairs
+from trainers.terms import Counts, Loss, counted, items
 from trainers.tracking import Tracking, tracker
 
 log = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ def fit(
     Args:
         loss: a mean over what counts in a batch, or several such means that are added.
         counts: what these means are over, one each, so that a step's loss does not depend on how its rows are dealt out to
-            forwards and processes. None, for a single mean: over pairs where the rows are pairs, by the weights where they
+            forwards and processes. None, for a single mean: over items where they are pairs, by the weights where they
             have weights, else over the positions of the mask.
         logs: folder for what is tracked; None: nothing is.
 
@@ -309,7 +309,7 @@ def _run_trainer(
 
 
 def _one_count(rows: Sequence[Encoded | EncodedPair]) -> Counts:
-    count = pairs if isinstance(rows[0], EncodedPair) else counted
+    count = counted if isinstance(rows[0], Encoded) else items
     return lambda batch: (count(batch),)
 
 

@@ -67,7 +67,7 @@ def train_distill(
     def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         return target_loss(token_logits(model, batch), batch, distill)
 
-    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed, lambda batch: (batch["item"].max() + 1,), logs)
+    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed, None, logs)
     lm.save(out)
     return metrics
 

@@ -29,7 +29,7 @@ from trainers.distill import DistillConfig, encode_target, target_loss
 from trainers.language_model import TrainablePolicy, load_policy
 from trainers.losses import joint_loss
 from trainers.rows import TargetRow
-from trainers.terms import Batch
+from trainers.terms import Batch, items
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class JointModel(nn.Module):
     def config(self) -> Any:
         """The language model's configuration."""
         return self.policy.config
+
+    @property
+    def _no_split_modules(self) -> Any:
+        """The language model's layers, which FSDP shards one by one."""
+        return self.policy._no_split_modules
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the next tokens [B, T, V] and of the value [B, T], of token ids [B, T]."""
@@ -112,7 +117,7 @@ def train_joint(
         return policy, loss - policy
 
     def batch_counts(batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch["item"].max() + 1, (batch["weights"] > 0).sum()
+        return items(batch), (batch["weights"] > 0).sum()
 
     metrics = fit(JointModel(lm.model, critic.head), encoded, batch_loss, lm.fitting(config), seed, batch_counts, logs)
     shutil.rmtree(value_out, ignore_errors=True)

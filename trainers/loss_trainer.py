@@ -40,7 +40,6 @@ class LossTrainer(Trainer):  # type: ignore[misc]
         # Says that the loss is normalised already: the Trainer must not divide it by the accumulation.
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)  # standard output belongs to the command's own result
-        self._height = len(self.train_dataset[0].parts)  # 2 where a row is a pair
         self._part = torch.zeros(())
         self._drawn = 0
 
@@ -100,8 +99,9 @@ class LossTrainer(Trainer):  # type: ignore[misc]
         for batch in batches:
             self._drawn += 1
             own = self._own_rows()
+            kept = int((batch["item"] < max(own, 1)).sum()) if "item" in batch else max(own, 1)
             for name, tensor in batch.items():
-                batch[name] = tensor[: max(own, 1) * self._height]
+                batch[name] = tensor[:kept]
             counts = torch.stack([count.float() for count in self.counts(batch)])
             # A process without a row of its own takes part in the forward, with a repeated row that counts nothing.
             batch[COUNTS] = counts if own else torch.zeros_like(counts)

@@ -32,9 +32,9 @@ def tokens(batch: Batch, which: str = "mask") -> Tensor:
     return batch[which][:, 1:].sum()
 
 
-def pairs(batch: Batch) -> Tensor:
-    """The pairs: a batch holds two rows of each."""
-    return torch.tensor(batch["input_ids"].shape[0] // 2, device=batch["input_ids"].device)
+def items(batch: Batch) -> Tensor:
+    """The items of a batch whose items are several rows each, such as pairs."""
+    return batch["item"].max() + 1
 
 
 def share(means: Tensor, counts: Tensor, totals: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.terms import counted, pairs, share, tokens
+from trainers.terms import counted, items, share, tokens
 
 NOTHING = math.nan  # the mean over nothing
 
@@ -39,13 +39,12 @@ def test_a_term_that_counts_nowhere_in_the_step_is_nothing() -> None:
 
 def test_what_is_counted() -> None:
     batch: dict[str, Tensor] = {
-        "input_ids": torch.zeros(4, 3, dtype=torch.long),
         "mask": torch.tensor([[True, True, False], [False, False, True], [True, False, False], [False, False, False]]),
         "written": torch.tensor([[False, True, True]] * 4),
     }
     assert int(counted(batch)) == 4
     assert int(tokens(batch)) == 2  # without the two at the rows' beginnings
     assert int(tokens(batch, "written")) == 8
-    assert int(pairs(batch)) == 2
+    assert int(items({"item": torch.tensor([0, 0, 1, 1, 1])})) == 2
     batch["weights"] = torch.tensor([[0.5, 2.0, 9.0]] * 4)  # 9 stands once where the mask is
     assert float(counted(batch)) == pytest.approx(0.5 + 2.0 + 9.0 + 0.5)
