@@ -21,7 +21,7 @@ from trainers.base import Encoded, TrainConfig, encode_solution, fit, token_labe
 from trainers.language_model import load_policy, token_logits
 from trainers.losses import next_token_loss, weighted_next_token_loss
 from trainers.rows import SolutionRow
-from trainers.terms import Batch, tokens
+from trainers.terms import tokens
 
 
 def train_sft(
@@ -75,10 +75,7 @@ def train_weighted(
     def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         return weighted_next_token_loss(token_logits(model, batch), token_labels(batch), batch["weights"])
 
-    def counts(batch: Batch) -> tuple[Tensor]:
-        return ((batch["weights"] * batch["mask"])[:, 1:].sum(),)
-
-    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed, counts, logs)
+    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed, lambda batch: (tokens(batch),), logs)
     lm.save(out)
     return metrics
 

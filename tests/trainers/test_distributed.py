@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llm_mcts.cli import main
-from trainers.rows import PairRow, SolutionRow, StepRow, row_to_dict
+from trainers.rows import PairRow, SolutionRow, StepRow, TargetRow, row_to_dict
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
@@ -33,6 +33,13 @@ ROWS = [
 RIGHT = [replace(row, label=1.0) for row in ROWS]
 STEPS = [StepRow(r.problem, r.question, r.steps, tuple(j / len(r.steps) for j in range(len(r.steps)))) for r in ROWS]
 PAIRS = [PairRow(r.problem, r.question, r.steps, (*r.steps[:-1], "#### no")) for r in ROWS]
+WEIGHTED = [replace(row, weight=0.5 + i) for i, row in enumerate(RIGHT)]
+TARGETS = [
+    TargetRow(r.problem, r.question, r.steps[:-1], (r.steps[-1], *WORDS[: 1 + i % 3]), targets, None if i % 4 == 3 else r.label)
+    for i, r in enumerate(ROWS)
+    for targets in [tuple((2.0 if j == 0 else 1.0) / (3 + i % 3) for j in range(2 + i % 3))]
+]
+"""Of 2 to 4 actions, so that prefixes differ in their sequences; of some the outcome is not known."""
 CASES: dict[str, tuple[str, Sequence[Any], list[str]]] = {
     "sft": ("sft", RIGHT, []),
     "sft_lora": ("sft", RIGHT, ["--train.lora.rank", "4"]),
@@ -42,6 +49,11 @@ CASES: dict[str, tuple[str, Sequence[Any], list[str]]] = {
     "prm": ("prm", STEPS, []),
     "orm": ("orm", ROWS, []),
     "orm_pairs": ("orm", PAIRS, ["--critic_loss.orm.target", "pairwise"]),
+    "weighted": ("weighted", WEIGHTED, []),
+    "distill": ("distill", TARGETS, []),
+    "siblings": ("distill", TARGETS, ["--distill.over", "siblings"]),
+    "dpo": ("dpo", PAIRS, ["--dpo.nll_weight", "0.5"]),
+    "joint": ("joint", TARGETS, []),
     "genrm": ("genrm", ROWS[:6], []),  # 6 verdicts and the 4 right solutions among them
 }
 
@@ -88,7 +100,7 @@ def step_losses(folder: Path, name: str) -> list[float]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {f"{file.name}:{k}": v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+    return {f"{file.relative_to(folder)}:{k}": v for file in folder.rglob("*.safetensors") for k, v in load_file(file).items()}
 
 
 def check_same(one: Path, other: Path, name: str, tolerance: float = 1e-5) -> None:
