@@ -23,18 +23,16 @@ from llm_mcts.engines.transformers import resolve_device
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.seeding import derive_seed
-from trainers.base import (
+from trainers.base import TrainConfig, fit, save_atomically
+from trainers.encoding import (
     Encoded,
     EncodedPair,
-    TrainConfig,
     collate,
     encode_outcome_at_end,
     encode_outcome_everywhere,
     encode_pair,
     encode_prefixes,
     encode_steps,
-    fit,
-    save_atomically,
     token_labels,
     with_language_labels,
     with_segments,

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
-from trainers.base import Encoded, EncodedGroup, TrainConfig, encode_next, fit
+from trainers.base import TrainConfig, fit
+from trainers.encoding import Encoded, EncodedGroup, encode_next
 from trainers.language_model import load_policy, token_logits
 from trainers.losses import distillation_loss, sequence_logprobs, sibling_distillation_loss
 from trainers.rows import TargetRow

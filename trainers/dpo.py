@@ -22,7 +22,8 @@ from torch import Tensor
 from llm_mcts.engines.transformers import resolve_device
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
-from trainers.base import Encoded, EncodedPair, TrainConfig, collate, encode_next, fit
+from trainers.base import TrainConfig, fit
+from trainers.encoding import Encoded, EncodedPair, collate, encode_next
 from trainers.language_model import TrainablePolicy, load_policy, token_logits
 from trainers.losses import dpo_loss, sequence_logprobs
 from trainers.rows import PairRow, check_row

@@ -20,7 +20,8 @@ from critics.loading import VERIFIER_FILE, VerifierFile
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step
-from trainers.base import Encoded, TrainConfig, encode_solution, fit, token_labels
+from trainers.base import TrainConfig, fit
+from trainers.encoding import Encoded, encode_solution, token_labels
 from trainers.language_model import load_policy, token_logits
 from trainers.losses import next_token_loss
 from trainers.rows import SolutionRow, StepRow, VerdictRow

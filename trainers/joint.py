@@ -24,8 +24,9 @@ from critics.modeling import CriticModel, HeadConfig
 from llm_mcts.engines.batching import backbone_of
 from llm_mcts.errors import ConfigError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
-from trainers.base import EncodedGroup, TrainConfig, fit, save_atomically
+from trainers.base import TrainConfig, fit, save_atomically
 from trainers.distill import DistillConfig, encode_target, target_loss
+from trainers.encoding import EncodedGroup
 from trainers.language_model import TrainablePolicy, load_policy
 from trainers.losses import joint_loss
 from trainers.rows import TargetRow

@@ -32,7 +32,7 @@ from llm_mcts.seeding import derive_seed
 from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
 from llm_mcts.tasks.base import Task
 from llm_mcts.types import Problem, State, Usage, metered
-from trainers.base import Encoded
+from trainers.encoding import Encoded
 
 log = logging.getLogger(__name__)
 

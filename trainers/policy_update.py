@@ -19,7 +19,8 @@ from llm_mcts.engines.transformers import load_causal_lm
 from llm_mcts.errors import ConfigError
 from llm_mcts.prompts import PromptConfig
 from llm_mcts.seeding import derive_seed
-from trainers.base import Encoded, TrainConfig, collate
+from trainers.base import TrainConfig
+from trainers.encoding import Encoded, collate
 from trainers.language_model import load_policy, token_logits
 from trainers.losses import clipped_policy_gradient_loss, kl_penalty, policy_gradient_loss, token_logprobs
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from llm_mcts.errors import DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
-from trainers.base import Encoded, TrainConfig, encode_solution, fit, token_labels
+from trainers.base import TrainConfig, fit
+from trainers.encoding import Encoded, encode_solution, token_labels
 from trainers.language_model import load_policy, token_logits
 from trainers.losses import next_token_loss, weighted_next_token_loss
 from trainers.rows import SolutionRow

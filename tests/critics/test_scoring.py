@@ -17,8 +17,8 @@ from critics.modeling import CriticModel, HeadConfig
 from llm_mcts.errors import ConfigError, QuestionError
 from llm_mcts.prompts import Encoder
 from llm_mcts.types import Critic, State, Step, metered
-from trainers.base import encode_outcome_at_end, encode_outcome_everywhere, encode_steps
 from trainers.datasets import SolutionRow, StepRow
+from trainers.encoding import encode_outcome_at_end, encode_outcome_everywhere, encode_steps
 
 QUESTION = "Ann has 5 apples and buys 3 more. How many apples does Ann have now?"
 LINES = ["Ann has 5 + 3 = 8 apples.", "Then Ann has 8 - 1 = 7 apples left.", "#### 8"]

@@ -20,8 +20,9 @@ from llm_mcts.engines.transformers import TransformersEngine, load_causal_lm
 from llm_mcts.errors import ConfigError, ModelError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step, metered
-from trainers.base import Encoded, TrainConfig
+from trainers.base import TrainConfig
 from trainers.critic import train_critic
+from trainers.encoding import Encoded
 from trainers.objectives import CriticLossConfig, OutcomeObjective, StepObjective, ValueObjective
 from trainers.rows import PairRow, Row, SolutionRow, StepRow
 

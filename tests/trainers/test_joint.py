@@ -22,9 +22,10 @@ from llm_mcts.engines.transformers import TransformersEngine
 from llm_mcts.errors import ConfigError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step
-from trainers.base import EncodedGroup, TrainConfig, collate
+from trainers.base import TrainConfig
 from trainers.critic import train_critic
 from trainers.distill import DistillConfig
+from trainers.encoding import EncodedGroup, collate
 from trainers.joint import JointConfig, encode_joint, train_joint
 from trainers.losses import joint_loss
 from trainers.rows import SolutionRow, TargetRow, row_to_dict

@@ -22,8 +22,9 @@ from llm_mcts.config import load_config
 from llm_mcts.errors import ConfigError, DataError, ModelError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step
-from trainers.base import Encoded, EncodedPair, TrainConfig, collate, encode_pair, token_labels, with_language_labels
+from trainers.base import TrainConfig
 from trainers.critic import hardened, outcome_targets, recipe, return_targets, train_critic, with_model_values
+from trainers.encoding import Encoded, EncodedPair, collate, encode_pair, token_labels, with_language_labels
 from trainers.losses import IGNORE
 from trainers.objectives import CriticLossConfig, OutcomeObjective, StepObjective, ValueObjective, needed_rows
 from trainers.rows import PairRow, Row, SolutionRow, StepRow, TreeRow

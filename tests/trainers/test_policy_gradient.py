@@ -27,8 +27,9 @@ from llm_mcts.progress import Reporter
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.solver import SolverConfig
 from llm_mcts.types import Problem, State, Step
-from trainers.base import Encoded, TrainConfig, collate
+from trainers.base import TrainConfig
 from trainers.critic import train_critic
+from trainers.encoding import Encoded, collate
 from trainers.losses import policy_gradient_loss, token_logprobs
 from trainers.on_policy import Sample, Sampler, encode_sample
 from trainers.policy_gradient import PolicyGradientConfig, compared, questions_of, train_policy_gradient

@@ -26,9 +26,10 @@ from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.search.expansion import priors
 from llm_mcts.types import Step
-from trainers.base import Encoded, EncodedGroup, EncodedPair, TrainConfig, collate
+from trainers.base import TrainConfig
 from trainers.distill import DistillConfig, encode_target, target_loss, train_distill
 from trainers.dpo import DPOConfig, encode_preference, preference_loss, train_dpo, with_reference
+from trainers.encoding import Encoded, EncodedGroup, EncodedPair, collate
 from trainers.language_model import load_policy, token_logits
 from trainers.rows import PairRow, SolutionRow, TargetRow, row_to_dict
 from trainers.sft import encode_weighted, train_sft, train_weighted

@@ -24,19 +24,18 @@ from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
 from llm_mcts.errors import ConfigError, DataError, ModelError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.types import State, Step
-from trainers.base import (
+from trainers.base import TrainConfig, save_atomically
+from trainers.critic import train_critic
+from trainers.datasets import SolutionRow, StepRow
+from trainers.encoding import (
     Encoded,
-    TrainConfig,
     collate,
     encode_outcome_at_end,
     encode_outcome_everywhere,
     encode_solution,
     encode_steps,
-    save_atomically,
     token_labels,
 )
-from trainers.critic import train_critic
-from trainers.datasets import SolutionRow, StepRow
 from trainers.losses import IGNORE
 from trainers.sft import train_sft
 
