@@ -17,7 +17,7 @@ import torch
 from critics.modeling import LoraSpec
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.store import place_folder
-from trainers.encoding import Encoded, EncodedPair, collate
+from trainers.encoding import Encoded, EncodedGroup, EncodedPair, collate
 from trainers.processes import is_main_process, launched_processes, wait_for_all
 from trainers.terms import Counts, Loss, counted, items
 from trainers.tracking import Tracking, tracker
@@ -145,9 +145,11 @@ def _one_count(rows: Sequence[Encoded | EncodedPair | EncodedGroup]) -> Counts:
 
 def _usable(
     rows: Sequence[Encoded] | Sequence[EncodedPair] | Sequence[EncodedGroup], max_length: int
-) -> list[Encoded | EncodedPair]:
+) -> list[Encoded | EncodedPair | EncodedGroup]:
     """The rows that fit and have a label, pairs with both sides; how many do not is logged."""
-    kept = [row for row in rows if all(len(part.ids) <= max_length and any(part.mask) for part in row.parts)]
+    kept: list[Encoded | EncodedPair | EncodedGroup] = [
+        row for row in rows if all(len(part.ids) <= max_length and any(part.mask) for part in row.parts)
+    ]
     if not kept:
         raise DataError(
             f"none of {len(rows)} rows can be trained on; expected some of at most {max_length} tokens with a label"
