@@ -8,6 +8,7 @@ last prompt token is simply its first decode input.
 """
 
 import asyncio
+import inspect
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -112,6 +113,9 @@ class BatchedModel:
         self.model, self.max_batch = model.eval(), max_batch
         self.backbone = backbone_of(model)
         self.device = next(model.parameters()).device
+        # transformers calls the argument `cache` since 5.24, and is to forget the former name in 5.40.
+        known = inspect.signature(self.backbone.forward).parameters
+        self._cache_argument = "cache" if "cache" in known else "past_key_values"
         # Slots below max_batch decode; readings use those above the ones in use, for one forward.
         self.slots = SlotCache(self.backbone.config, 2 * max_batch, next(self.backbone.parameters()).dtype, self.device)
         self.tree = PrefixTree(cache_mb * 2**20)
@@ -261,7 +265,7 @@ class BatchedModel:
                 self._answer(entry.work, row[[entry.fresh.index(at) - first for at in entry.wanted]])
 
     def _forward(self, model: Any, ids: Tensor, inputs: dict[str, Tensor], **more: Any) -> Any:
-        return model(input_ids=ids, past_key_values=self.slots, use_cache=True, **inputs, **more)
+        return model(input_ids=ids, use_cache=True, **{self._cache_argument: self.slots}, **inputs, **more)
 
     def _answer(self, reading: Reading, found: Tensor) -> None:
         self.unfinished.discard(reading)

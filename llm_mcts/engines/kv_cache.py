@@ -2,7 +2,7 @@
 
 `PrefixTree` is a radix tree over token ids whose edges hold the keys and values of their tokens, so a prefix is computed
 once, whoever needs it: siblings, roll-outs, later simulations. `SlotCache` is the working memory of a batch: one row a
-sequence, written in place, handed to the model as its `past_key_values`. Rows may have different lengths; a row's tokens
+sequence, written in place, handed to the model as its cache. Rows may have different lengths; a row's tokens
 stand at positions 0, 1, … and a mask by position hides whatever lies beyond.
 """
 
