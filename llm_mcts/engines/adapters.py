@@ -7,6 +7,7 @@ and verifier has its own batch and its own prefix tree (their keys and values di
 
 import json
 import warnings
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,16 @@ class AdapterView:
     def eval(self) -> "AdapterView":
         """It always is in evaluation mode."""
         return self
+
+    @property
+    def forward(self) -> Any:
+        """The same as a call, with the signature of the model's own forward."""
+
+        @wraps(self.model.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self(*args, **kwargs)
+
+        return forward
 
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
