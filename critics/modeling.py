@@ -119,6 +119,16 @@ def layer_of(module: str) -> int:
     return next((int(part) for part in module.split(".") if part.isdigit()), -1)
 
 
+@dataclass(frozen=True)
+class Trunk:
+    """A policy that lends a critic its hidden states; a `BatchedModel` is one too."""
+
+    model: Any
+    """The causal language model."""
+    backbone: Any
+    """The same without its language-model head."""
+
+
 class CriticModel(nn.Module):
     """Backbone and head: token ids to one logit a token; the score is its sigmoid."""
 
@@ -251,7 +261,7 @@ class CriticModel(nn.Module):
         kind: Kind | None = None,
         trainable: bool = False,
         shared: "SharedBackbone | None" = None,
-        trunk: "BatchedModel | None" = None,
+        trunk: "Trunk | BatchedModel | None" = None,
     ) -> "CriticModel":
         """Load a checkpoint folder in evaluation mode.
 
@@ -260,7 +270,7 @@ class CriticModel(nn.Module):
             kind: refuse a critic of another kind.
             trainable: leave a LoRA adapter trainable.
             shared: load the adapter onto this backbone, which others use as well; for scoring only.
-            trunk: the policy's batch, for a head that was trained on its model; None: its base is loaded.
+            trunk: the policy, for a head that was trained on its model; None: its base is loaded.
 
         Raises:
             ModelError: a file is missing, the kind is another, or head and backbone do not fit.

@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "solver.policy.max_solution_tokens": 60,
 }
 OF_EACH: dict[str, dict[str, Any]] = {
+    "dpo": {"task.level": "medium", "train_questions": 12, "solver.search.num_simulations": 16},  # enough for pairs
     "imagine": {"imagined_questions": 4, "agreement.min_vote": 0.1, "agreement.min_score": 0.0},
     "policy_gradient": {
         "policy_loss.policy_gradient.iterations": 2,
@@ -49,8 +50,8 @@ def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_tiny_run_of_each_configuration(file: Path, gsm8k: Path, tmp_path: Path) -> None:
-    settings = {**TINY, **OF_EACH.get(file.stem, {})}
-    settings |= {"task.path": str(gsm8k)} if file.stem == "gsm8k" else {"task.level": "easy"}
+    task = {"task.path": str(gsm8k)} if file.stem == "gsm8k" else {"task.level": "easy"}
+    settings = {**TINY, **task, **OF_EACH.get(file.stem, {})}
     config = load_config(SelfImproveConfig, file, settings)
     report = self_improve(config, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from critics.modeling import CriticModel, HeadConfig
+from critics.modeling import CriticModel, HeadConfig, Trunk
 from llm_mcts.engines.batching import backbone_of
 from llm_mcts.errors import ConfigError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
@@ -152,7 +152,7 @@ def _value_model(
             critic = CriticModel("value", "", backbone, lm.tokenizer, head or HeadConfig(), prompt or PromptConfig())
         critic.trunk = True
         return critic
-    critic = CriticModel.from_pretrained(value_start, "value", trunk=backbone)
+    critic = CriticModel.from_pretrained(value_start, "value", trunk=Trunk(lm.model, backbone))
     if not critic.trunk:
         raise ConfigError(f"value model {value_start} has a backbone of its own; expected a head on a policy's trunk")
     if prompt is not None and prompt != critic.prompt_config:

@@ -334,5 +334,5 @@ def _saved(path: Path) -> list[tuple[str, Searched]]:
             (row["id"], Searched(Tree.from_dict(row["tree"]) if "tree" in row else None, row["error"], Usage(**row["usage"])))
             for row in Journal(path).read()
         ]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (DataError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} holds no trees ({error!r}); expected what a self-improvement run writes") from error

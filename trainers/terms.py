@@ -45,5 +45,6 @@ def share(means: Tensor, counts: Tensor, totals: Tensor) -> Tensor:
     Args:
         means, counts, totals: [K] m_kb, n_kb and N_k.
     """
-    parts = means * counts / totals
+    # What counts nothing in the whole step has a total of 0, and 0 / 0 would reach the weights through the gradient.
+    parts = means * (counts / torch.where(totals > 0, totals, torch.ones_like(totals)))
     return torch.where(counts > 0, parts, torch.zeros_like(parts)).sum()
