@@ -175,19 +175,17 @@ class _Loop:
         if not self.config.imagined_questions:
             return []
         seed = derive_seed(self.config.seed, "imagine", number)
-        kept_away = [*self.task.texts_only("dev", self.config.eval_questions), *self._test_texts()]
+        kept_away = self._kept_away()
         with self._stage(here, "imagine") as facts, self._writer() as policy:
             made = imagine_questions(parents, config, policy, kept_away, self._pool(), here.imagined, seed, self.reporter)
             facts |= counts(here.imagined.read())
         return made
 
-    def _test_texts(self) -> list[str]:
-        """The test questions' texts, which imagined questions are kept away from; none where the task has no test split."""
-        try:
-            return self.task.texts_only("test", self.config.test_questions or None)
-        except DataError as error:
-            self.reporter.say(f"imagined questions are not held against a test split: {error}")
-            return []
+    def _kept_away(self) -> list[str]:
+        """Texts that imagined questions must not be near: all that the splits hold, and of endless ones what is answered."""
+        n = {"dev": self.config.eval_questions, "test": self.config.test_questions}
+        texts = [self.task.texts_only(split, limit) for split, asked in n.items() for limit in (None, asked) if limit != 0]
+        return list(dict.fromkeys(text for found in texts for text in found))
 
     @contextmanager
     def _writer(self) -> Iterator[LMPolicy | None]:
