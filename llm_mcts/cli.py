@@ -107,6 +107,7 @@ def evaluate(argv: list[str]) -> None:
 def improve(argv: list[str]) -> None:
     """Self-improvement rounds."""
     from llm_mcts.progress import Reporter
+    from trainers.processes import is_main_process
     from trainers.self_improve import SelfImproveConfig, self_improve
 
     parser = _parser("self-improve", "llm-mcts self-improve --config configs/quickstart.yaml --out runs/first")
@@ -114,6 +115,8 @@ def improve(argv: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     args, config = _parse(parser, SelfImproveConfig, argv)
     report = self_improve(config, args.out, args.resume, Reporter(quiet=args.json))
+    if not is_main_process():
+        return
     print(json.dumps({k: v for k, v in report.items() if k != "markdown"}) if args.json else report["markdown"])
 
 

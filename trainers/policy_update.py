@@ -153,6 +153,4 @@ class PolicyUpdate:
 
     def save(self, out: Path) -> None:
         """Write the policy, whole or not at all; it is not to be trained on afterwards."""
-        if self.accelerator.is_main_process:
-            self.policy.save(out)
-        self.accelerator.wait_for_everyone()
+        self.policy.save(out)

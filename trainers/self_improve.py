@@ -6,6 +6,7 @@
     at last: test questions, where asked for, with every round's models; the report
 
 Each stage leaves its result in the run directory and is skipped when it is there, so a killed run goes on where it was.
+Under `accelerate launch` the processes train together; all else is the first one's, whose files the others wait for.
 Only mechanics live here: searches, losses, rows and file names have their own modules.
 """
 
@@ -42,12 +43,14 @@ from trainers.datasets import policy_rows, row_from_dict, row_to_dict, rows_from
 from trainers.gate import Verdict, decide, should_stop
 from trainers.imagine import counts, imagine_questions
 from trainers.policy import Lesson, train_policy
+from trainers.processes import is_main_process
 from trainers.replay import pass_rates, replayed, trajectories
 from trainers.report import write_reports
 from trainers.run_config import SelfImproveConfig
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
+_LOOK_AGAIN = 0.5  # seconds between two looks at the first process's files
 HOW_MUCH_AT_ONCE = ("concurrency", "solver.engine.max_batch", "solver.engine.cache_mb")
 """Settings that a run that was short of memory may go on with at other values: its results do not depend on them."""
 
@@ -57,10 +60,16 @@ def self_improve(
 ) -> dict[str, Any]:
     """Run the loop in directory `out`; return the report that also stands in `report.json`.
 
+    Under `accelerate launch` every process calls it alike, with `out` on a disk that all of them see; the report is the first
+    one's, the others return an empty one.
+
     Raises:
         ConfigError: `out` holds another run, or this one without `resume`.
         DataError: the questions are other ones than when the run was started.
     """
+    if not is_main_process():
+        _Loop(config, RunDirectory(out), Reporter(quiet=True)).take_part()
+        return {}
     with (
         RunDirectory.open(out, asdict(config), resume, free=HOW_MUCH_AT_ONCE) as run,
         closing(_Loop(config, run, reporter or Reporter(quiet=True))) as loop,
@@ -91,6 +100,19 @@ class _Loop:
         """All rounds, then the test and the report."""
         started = time.perf_counter()
         self._begin()
+        candidates = self._rounds()
+        self._test(candidates)
+        report = write_reports(self.directory)
+        seconds = time.perf_counter() - started
+        self.reporter.say(f"{seconds:.0f} s in this process; the report is in {self.directory.path}/report.html")
+        return report
+
+    def take_part(self) -> None:
+        """What a process beside the first one does: its share of every training."""
+        self._rounds()
+
+    def _rounds(self) -> list[_Candidate]:
+        """The start and every round, each with its models."""
         standing = _Candidate(self.directory.round(0), self.models)
         self._evaluate(standing)
         candidates, verdicts = [standing], []
@@ -103,13 +125,10 @@ class _Loop:
                 standing, self.models = candidate, candidate.models
             if reason := should_stop(verdicts, self.config.gate):
                 self.reporter.say(f"stopped after round {number}: {reason}")
-                candidate.here.note("stop", {"reason": reason})
+                if is_main_process():
+                    candidate.here.note("stop", {"reason": reason})
                 break
-        self._test(candidates)
-        report = write_reports(self.directory)
-        seconds = time.perf_counter() - started
-        self.reporter.say(f"{seconds:.0f} s in this process; the report is in {self.directory.path}/report.html")
-        return report
+        return candidates
 
     def _begin(self) -> None:
         """Say what the run is made from, and refuse to go on with other questions or models than it began with."""
@@ -141,7 +160,7 @@ class _Loop:
 
     def _questions(self, here: RoundDirectory, number: int) -> list[Chosen]:
         """Stage 1: what this round searches."""
-        if not here.metric("questions"):
+        if not self._done(here, "questions"):
             with self._stage(here, "questions") as facts:
                 chosen = self._training_questions(number)
                 chosen += [Chosen(p, "imagined") for p in self._imagined(here, number, [c.problem for c in chosen])]
@@ -211,7 +230,7 @@ class _Loop:
 
     def _search(self, here: RoundDirectory, number: int, problems: list[Problem]) -> None:
         """Stage 2: a tree for every question."""
-        if here.metric("search"):
+        if self._done(here, "search"):
             return
         seed = derive_seed(self.config.seed, "search", number)
         with self._stage(here, "search") as facts:
@@ -221,7 +240,7 @@ class _Loop:
 
     def _rows(self, here: RoundDirectory, number: int, questions: Sequence[Chosen]) -> None:
         """Stage 3: trees become the trainers' rows."""
-        if here.metric("rows"):
+        if self._done(here, "rows"):
             return
         with self._stage(here, "rows") as facts:
             by_id = {chosen.problem.id: chosen for chosen in questions}
@@ -324,7 +343,7 @@ class _Loop:
     def _evaluate(self, candidate: _Candidate) -> None:
         """Every method on the held-out questions."""
         here = candidate.here
-        if here.metric("evaluate"):
+        if self._done(here, "evaluate"):
             return
         seed = derive_seed(self.config.seed, "evaluate")
         with self._stage(here, "evaluate") as facts:
@@ -337,7 +356,7 @@ class _Loop:
 
     def _gate(self, before: RoundDirectory, here: RoundDirectory) -> Verdict:
         """Accept the candidate unless it is worse on the held-out questions than what stands."""
-        if not (noted := here.metric("gate")):
+        if not (noted := self._done(here, "gate")):
             with self._stage(here, "gate") as facts:
                 verdict = decide(self._records(before), self._records(here), self.config.gate)
                 facts |= verdict.to_dict()
@@ -406,6 +425,12 @@ class _Loop:
             self._loaded[1].close()
             self._loaded = None
 
+    def _done(self, here: RoundDirectory, name: str) -> dict[str, Any] | None:
+        """What a stage noted; None where it is to be done, which is the first process's part: the others wait for it."""
+        while not (noted := here.metric(name)) and not is_main_process():
+            time.sleep(_LOOK_AGAIN)
+        return noted
+
     @contextmanager
     def _stage(self, here: RoundDirectory, name: str) -> Iterator[dict[str, Any]]:
         """A stage whose facts are noted, and which so counts as done, when its block ends without an error."""
@@ -413,7 +438,8 @@ class _Loop:
         started = time.perf_counter()
         yield facts
         facts["seconds"] = round(time.perf_counter() - started, 1)
-        here.note(name, facts)
+        if is_main_process():
+            here.note(name, facts)
 
 
 def _question_row(problem: Problem, source: str, pass_rate: float | None) -> dict[str, Any]:

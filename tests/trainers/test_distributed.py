@@ -40,6 +40,7 @@ TARGETS = [
     for targets in [tuple((2.0 if j == 0 else 1.0) / (3 + i % 3) for j in range(2 + i % 3))]
 ]
 """Of 2 to 4 actions, so that prefixes differ in their sequences; of some the outcome is not known."""
+PG = {"iterations": 2, "questions_per_iteration": 4, "samples_per_question": 2}
 CASES: dict[str, tuple[str, Sequence[Any], list[str]]] = {
     "sft": ("sft", RIGHT, []),
     "sft_lora": ("sft", RIGHT, ["--train.lora.rank", "4"]),
@@ -161,3 +162,64 @@ def test_sharded_over_two_processes_the_steps_and_the_checkpoint_are_the_same(
     launch("fsdp.yaml", jobs, tmp_path, "--num_processes", "2", "--mixed_precision", "no", FSDP_ON_CPU="1")
     for name in names:
         check_same(alone, tmp_path, name)
+
+
+def rounds(name: str, out: Path, batch: int, **more: Any) -> list[str]:
+    """Two small self-improvement rounds; `batch`: rows a process."""
+    settings = {
+        "task.level": "easy",
+        "num_rounds": 2,
+        "train_questions": 6,
+        "eval_questions": 4,
+        "test_questions": 2,
+        "solver.search.num_simulations": 6,
+        "solver.policy.max_solution_tokens": 60,
+        **{f"{trained}.batch_size": batch for trained in ("policy", "value", "prm", "orm")},
+        **more,
+    }
+    words = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+    return [
+        "self-improve",
+        "--config",
+        str(ROOT / "configs" / "self_improve" / f"{name}.yaml"),
+        "--out",
+        str(out),
+        *words,
+        "--json",
+    ]
+
+
+def test_a_whole_run_on_two_processes_searches_on_the_first_and_learns_what_one_learns(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(rounds("sft", one, batch=8)) == 0
+    printed = launch("cpu_2.yaml", [rounds("sft", two, batch=4)], tmp_path)
+    (report,) = printed
+    assert report["state"] == "Finished: round 1 accepted, round 2 accepted."
+    for file in ("questions.jsonl", "rows/policy.jsonl", "rows/orm.jsonl"):
+        assert (one / "round_001" / file).read_text() == (two / "round_001" / file).read_text(), file
+    before, after = weights(one / "round_001" / "checkpoints"), weights(two / "round_001" / "checkpoints")
+    assert {key.split("/")[0] for key in before} == {"policy", "value", "prm", "orm"} and before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert torch.allclose(tensor, after[key], rtol=0, atol=1e-5), (key, float((tensor - after[key]).abs().max()))
+    stages = [[json.loads(line)["stage"] for line in (run / "round_002" / "metrics.jsonl").open()] for run in (one, two)]
+    assert stages[0] == stages[1] and {"policy", "gate", "test"} <= set(stages[0])
+    manifest = json.loads((two / "manifest.json").read_text())
+    assert [session["outcome"] for session in manifest["sessions"]] == ["finished"]
+
+
+def test_on_policy_samples_are_shared_out_and_a_run_of_two_processes_goes_on(tmp_path: Path) -> None:
+    settings = {f"policy_loss.policy_gradient.{k}": v for k, v in PG.items()}
+    job = rounds("policy_gradient", tmp_path / "run", batch=4, **settings)
+    launch("cpu_2.yaml", [job], tmp_path)
+    found = [json.loads(line) for line in (tmp_path / "run" / "round_001" / "metrics.jsonl").read_text().splitlines()]
+    (policy,) = [row for row in found if row["stage"] == "policy"]
+    assert policy["rows"] + policy["left_out"] == PG["iterations"] * PG["questions_per_iteration"] * PG["samples_per_question"]
+    lines = (tmp_path / "run" / "round_002" / "metrics.jsonl").read_text().splitlines()
+    stages = [json.loads(line)["stage"] for line in lines]
+    # killed after the value model of round 2
+    (tmp_path / "run" / "round_002" / "metrics.jsonl").write_text("\n".join(lines[: stages.index("value") + 1]) + "\n")
+    before = weights(tmp_path / "run" / "round_002" / "checkpoints")
+    (printed,) = launch("cpu_2.yaml", [[*job, "--resume"]], tmp_path)
+    assert printed["state"].startswith("Finished")
+    after = weights(tmp_path / "run" / "round_002" / "checkpoints")
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
