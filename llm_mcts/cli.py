@@ -6,6 +6,7 @@
     llm-mcts runs [FOLDER]                the runs in a folder: how far, how good, what they cost
     llm-mcts status RUN                   where one run stands, and how long it will take
     llm-mcts report RUN                   write a run's report anew, also while the run is under way
+    llm-mcts compare RUN RUN              two runs on the same questions, round against round, with paired intervals
     llm-mcts train KIND ROWS --out DIR    one trainer (sft, weighted, distill, dpo; value, prm, orm, genrm) on rows from a file
     llm-mcts label --out DIR              labels of solutions or steps, without people: rows for the critics
     llm-mcts rationales ROWS --out FILE   why solutions are right or wrong: rows for a verifier in words
@@ -157,6 +158,23 @@ def report(argv: list[str]) -> None:
     print(json.dumps({k: v for k, v in found.items() if k != "markdown"}) if args.json else told)
 
 
+def compare(argv: list[str]) -> None:
+    """Two runs on the same questions, round against round."""
+    from llm_mcts.store import RunDirectory
+    from trainers.reporting.compare import compare_runs, comparison_table
+    from trainers.reporting.facts import read_run
+
+    parser = _parser("compare", "llm-mcts compare runs/sft runs/imagine", settings=False)
+    parser.add_argument("a", type=Path, help="a run directory")
+    parser.add_argument("b", type=Path, help="the one that is held against it")
+    args = _parse_own(parser, argv)
+    found = compare_runs(*(read_run(RunDirectory.existing(run)) for run in (args.a, args.b)))
+    if args.json:
+        print(json.dumps([one.to_dict() for one in found]))
+    else:
+        print(comparison_table(found, args.a.name, args.b.name))
+
+
 def train(argv: list[str]) -> None:
     """One trainer on rows from a file."""
     from trainers.processes import is_main_process
@@ -271,6 +289,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "runs": runs,
     "status": status,
     "report": report,
+    "compare": compare,
     "train": train,
     "label": label,
     "rationales": rationales,
