@@ -67,5 +67,8 @@ def test_a_tiny_run_of_each_configuration(file: Path, gsm8k: Path, tmp_path: Pat
     assert (run.path / "report.html").read_text().startswith("<!DOCTYPE html>")
     if file.stem == "imagine":
         assert any(row["source"] == "imagined" for row in first.questions.read())
+    if file.stem == "policy_gradient":  # its samples are part of what the run has cost
+        spent = {(row["round"], row["stage"]): row["usage"] for row in report["costs"]}
+        assert spent[1, "policy"]["generated_tokens"] > 2 * 4 * 2  # more than a token a sample
     if file.stem == "joint":
         assert (first.checkpoint("value") / "head.safetensors").exists()

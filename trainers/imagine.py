@@ -168,6 +168,14 @@ def counts(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def spent(candidates: Sequence[Mapping[str, Any]]) -> Usage:
+    """What writing them cost; of the journal's records."""
+    usage = Usage()
+    for candidate in candidates:
+        usage += Usage(**candidate["usage"] or {})
+    return usage
+
+
 async def imagine(
     problems: Sequence[Problem],
     config: ImagineConfig,

@@ -18,8 +18,7 @@ from llm_mcts.progress import Reporter
 from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
 from llm_mcts.store import Journal, RunDirectory, versions, write_atomically
 from llm_mcts.tasks import TaskConfig
-from llm_mcts.types import Usage
-from trainers.imagine import ImagineConfig, counts, held_out_questions, imagine_questions
+from trainers.imagine import ImagineConfig, counts, held_out_questions, imagine_questions, spent
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,8 @@ def imagine_from_task(
     Journal(out / "questions.jsonl").write(
         {"id": p.id, "question": p.question, **answer} for p, answer in zip(kept, answers, strict=True)
     )
-    usage = Usage()
-    for record in records:
-        usage += Usage(**record["usage"] or {})
-    report = {"questions": len(problems), "held_out": len(held_out), **found, "generated_tokens": usage.generated_tokens}
+    tokens = spent(records).generated_tokens
+    report = {"questions": len(problems), "held_out": len(held_out), **found, "generated_tokens": tokens}
     write_atomically(out / "report.json", json.dumps(report, indent=2).encode() + b"\n")
     return report
 

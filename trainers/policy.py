@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,12 +19,12 @@ from critics.modeling import HeadConfig
 from llm_mcts.errors import ConfigError, suggest
 from llm_mcts.solver import SolverConfig
 from llm_mcts.tasks.base import Task
-from llm_mcts.types import Problem
+from llm_mcts.types import Problem, Usage
 from trainers.base import TrainConfig
 from trainers.distill import DistillConfig, train_distill
 from trainers.dpo import DPOConfig, train_dpo
 from trainers.joint import JointConfig, train_joint
-from trainers.policy_gradient import PolicyGradientConfig, train_policy_gradient
+from trainers.policy_gradient import COUNTED, PolicyGradientConfig, train_policy_gradient
 from trainers.sft import train_sft, train_weighted
 
 PolicyMethod = Literal["sft", "weighted", "distill", "dpo", "policy_gradient", "joint"]
@@ -70,14 +70,15 @@ class Lesson:
 def train_policy(
     loss: PolicyLossConfig, lesson: Lesson, out: Path, value_out: Path, config: TrainConfig, head: HeadConfig
 ) -> dict[str, Any]:
-    """Train the policy into `out`, with joint its value model into `value_out`; return the trainer's metrics.
+    """Train the policy into `out`, with joint its value model into `value_out`; return the trainer's metrics, and as "usage"
+    what samples of its own have cost.
 
     Without rows where the trainer needs some nothing is written, and the metrics are empty.
     """
     rows, prompt, seed, logs = lesson.rows, lesson.models.prompt, lesson.seed, lesson.logs
     start, value = lesson.models.engine.model, lesson.models.critics.value
     if loss.method == "policy_gradient":
-        return train_policy_gradient(
+        metrics = train_policy_gradient(
             lesson.problems,
             lesson.task,
             start,
@@ -88,6 +89,8 @@ def train_policy(
             seed,
             value=value if loss.policy_gradient.baseline == "value" else None,
         )
+        usage = Usage(**{name: int(metrics.pop(name)) for name in COUNTED})
+        return {**metrics, "usage": asdict(usage)}
     if not rows:
         return {}
     if loss.method == "joint":

@@ -36,6 +36,8 @@ from trainers.policy_update import PolicyUpdate
 from trainers.returns import gae, lambda_returns, leave_one_out_baselines, mean_baselines, outcome_rewards
 
 Baseline = Literal["none", "mean", "leave_one_out", "value"]
+COUNTED = ("generated_tokens", "prefilled_tokens", "reused_tokens", "lm_calls")
+"""What is returned of the samples' cost."""
 Advantages = list[list[float]]
 """Of one question: for each sample, one a step."""
 
@@ -159,14 +161,13 @@ def train_policy_gradient(
     if not rows:
         raise DataError(f"none of {left_out} samples can be trained on; expected some of at most {longest} tokens")
     update.save(out)
-    counted = ("generated_tokens", "prefilled_tokens", "reused_tokens", "lm_calls")
     return {
         "rows": rows,
         "left_out": left_out,
         **update.metrics(),
         "reward_first": rewards[0],
         "reward_last": rewards[-1],
-        **{name: update.total(getattr(sampler.usage, name)) for name in counted},
+        **{name: update.total(getattr(sampler.usage, name)) for name in COUNTED},
     }
 
 

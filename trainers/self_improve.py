@@ -41,7 +41,7 @@ from trainers.critic import train_critic
 from trainers.curriculum import Chosen, choose
 from trainers.datasets import policy_rows, row_from_dict, row_to_dict, rows_from_tree
 from trainers.gate import Verdict, decide, should_stop
-from trainers.imagine import counts, imagine_questions
+from trainers.imagine import counts, imagine_questions, spent
 from trainers.policy import Lesson, train_policy
 from trainers.processes import is_main_process
 from trainers.replay import pass_rates, replayed, trajectories
@@ -197,7 +197,10 @@ class _Loop:
         kept_away = self._kept_away()
         with self._stage(here, "imagine") as facts, self._writer() as policy:
             made = imagine_questions(parents, config, policy, kept_away, self._pool(), here.imagined, seed, self.reporter)
-            facts |= counts(here.imagined.read())
+            candidates = here.imagined.read()
+            facts |= counts(candidates)
+            if policy:
+                facts["usage"] = asdict(spent(candidates))
         return made
 
     def _kept_away(self) -> list[str]:
