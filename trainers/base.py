@@ -148,7 +148,7 @@ def _usable(
 ) -> list[Encoded | EncodedPair | EncodedGroup]:
     """The rows that fit and have a label, pairs with both sides; how many do not is logged."""
     kept: list[Encoded | EncodedPair | EncodedGroup] = [
-        row for row in rows if all(len(part.ids) <= max_length and any(part.mask) for part in row.parts)
+        row for row in rows if row.parts and all(len(part.ids) <= max_length and part.counts for part in row.parts)
     ]
     if not kept:
         raise DataError(

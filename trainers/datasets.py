@@ -112,7 +112,8 @@ def policy_rows(
         return [], {"no gold answer": 1}
     rows: Sequence[Row]
     if distills:
-        rows, refused = target_rows(tree, problem, task, config.targets)
+        outcomes = config.targets.per_question if method == "joint" else 0
+        rows, refused = target_rows(tree, problem, task, config.targets, outcomes)
     elif method == "dpo":
         rows, refused = policy_pairs(tree, problem, task, config.pairs_per_question, config.preferences)
     else:

@@ -56,14 +56,15 @@ def train_distill(
 ) -> dict[str, float]:
     """Train model `start` towards the rows' targets and write it to `out`, with LoRA merged.
 
-    `batch_size` counts prefixes; each is as many sequences as it has actions. One too long action leaves out its prefix.
+    `batch_size` counts prefixes; each is as many sequences as it has actions. One too long action leaves out its prefix. Rows
+    that tell an outcome alone are passed over.
 
     Raises:
         DataError: no row fits `max_length`.
     """
     distill = distill or DistillConfig()
     lm = load_policy(start, config, prompt, seed)
-    encoded: list[Any] = [encode_target(row, distill, lm.fmt, lm.encode, lm.eos) for row in rows]
+    encoded: list[Any] = [encode_target(row, distill, lm.fmt, lm.encode, lm.eos) for row in rows if row.actions]
 
     def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         return target_loss(token_logits(model, batch), batch, distill)

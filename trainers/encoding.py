@@ -34,6 +34,11 @@ class Encoded:
         """The row itself."""
         return (self,)
 
+    @property
+    def counts(self) -> bool:
+        """Whether any position counts, for one loss or another."""
+        return any(self.mask) or any(self.weights or ())
+
 
 @dataclass(frozen=True)
 class EncodedPair:

@@ -5,7 +5,8 @@
 pi is the search's distribution over the steps behind a prefix, z the share of right ones among the solutions below it, p the
 policy and v a head on the policy's hidden state at the prefix's last token. The policy's checkpoint is an ordinary one; the
 value model's is a head that names it as its trunk, so that scoring a step costs its last token. Differences: z and v lie in
-[0, 1]; p is over texts (`distill.py` says how); a state without a known z has no value term; weight decay is AdamW's.
+[0, 1]; p is over texts (`distill.py` says how); a state without a known z has no value term, one without compared steps (a
+whole solution, or a prefix that the search tried once) no policy term; weight decay is AdamW's.
 
     llm-mcts train joint ROWS --out DIR        policy in DIR/policy, value model in DIR/value
 """
@@ -26,11 +27,11 @@ from llm_mcts.errors import ConfigError
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from trainers.base import TrainConfig, fit, save_atomically
 from trainers.distill import DistillConfig, encode_target, target_loss
-from trainers.encoding import EncodedGroup
+from trainers.encoding import Encoded, EncodedGroup
 from trainers.language_model import TrainablePolicy, load_policy
 from trainers.losses import joint_loss
 from trainers.rows import TargetRow
-from trainers.terms import Batch, items
+from trainers.terms import Batch
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,15 @@ def train_joint(
 
     def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, values = model(batch["input_ids"], batch["attention_mask"])
-        mask, known = batch["mask"], batch["weights"] > 0
-        policy = target_loss(logits, {**batch, "labels": torch.where(mask, batch["labels"], 0.0)}, joint.policy)
+        known = batch["weights"] > 0
+        policy = policy_term(logits, batch, joint.policy)
         loss = joint_loss(policy, values, batch["labels"], known, joint.value_weight)
         terms.append((float(policy.detach()), float(loss.detach() - policy.detach())))
         return policy, loss - policy
 
     def batch_counts(batch: Batch) -> tuple[Tensor, Tensor]:
-        return items(batch), (batch["weights"] > 0).sum()
+        compared = torch.unique(batch["item"][batch["mask"].any(1)])
+        return torch.tensor(len(compared)), (batch["weights"] > 0).sum()
 
     metrics = fit(JointModel(lm.model, critic.head), encoded, batch_loss, lm.fitting(config), seed, batch_counts, logs)
     shutil.rmtree(value_out, ignore_errors=True)
@@ -129,11 +131,27 @@ def train_joint(
     return {**metrics, "policy_loss": policy_loss, "value_loss": value_loss / (joint.value_weight or 1.0)}
 
 
+def policy_term(logits: Tensor, batch: Batch, distill: DistillConfig) -> Tensor:
+    """The policy's loss over those of a batch's states whose steps were compared; 0 where there is none. Logits [B, T, V]."""
+    compared = batch["mask"].any(1)
+    if not compared.any():
+        return logits.sum() * 0.0
+    rows = {name: batch[name][compared] for name in ("input_ids", "mask", "labels", "item")}
+    rows["labels"] = torch.where(rows["mask"], rows["labels"], 0.0)
+    rows["item"] = torch.unique(rows["item"], return_inverse=True)[1]
+    return target_loss(logits[compared], rows, distill)
+
+
 def encode_joint(row: TargetRow, joint: JointConfig, fmt: PromptFormat, encode: Encoder, eos: int) -> EncodedGroup:
-    """The policy's encoding; in its first sequence z is the label of the prefix's last token, which alone has a weight."""
-    group = encode_target(row, joint.policy, fmt, encode, eos)
-    end = len(encode([fmt.question(row.question), *(fmt.step(text) for text in row.steps)])) - 1
-    parts = [replace(part, weights=[0.0] * len(part.ids)) for part in group.parts]
+    """The policy's encoding, or the bare prefix where no steps were compared.
+
+    In its first sequence z is the label of the prefix's last token, which alone has a weight.
+    """
+    prefix = encode([fmt.question(row.question), *(fmt.step(text) for text in row.steps)])
+    end = len(prefix) - 1
+    bare = Encoded(prefix, [0.0] * len(prefix), [False] * len(prefix))
+    group = encode_target(row, joint.policy, fmt, encode, eos).parts if row.actions else (bare,)
+    parts = [replace(part, weights=[0.0] * len(part.ids)) for part in group]
     if row.outcome is not None:
         labels, weights = list(parts[0].labels), [0.0] * len(parts[0].ids)
         labels[end], weights[end] = row.outcome, 1.0

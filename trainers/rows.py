@@ -90,7 +90,7 @@ class TargetRow:
     steps: tuple[str, ...]
     """The prefix; empty for the bare question."""
     actions: tuple[str, ...]
-    """The next steps that the search considered, distinct, at least one."""
+    """The next steps that the search considered, distinct; none: the row tells the outcome alone."""
     targets: tuple[float, ...]
     """pi: the search's probability of each, in [0, 1], adding up to 1."""
     outcome: float | None = None
@@ -142,15 +142,15 @@ def row_from_dict(data: dict[str, Any]) -> Row:
 
 
 def _target_row(data: dict[str, Any], problem: str) -> TargetRow:
-    question, actions = data["question"], _steps(data, "actions")
+    question, outcome, given = data["question"], data.get("outcome"), data.get("targets")
+    alone = data["actions"] in ([], ()) and given in ([], ()) and outcome is not None
+    actions = () if alone else _steps(data, "actions")
     steps = _steps(data, "steps") if data.get("steps") else ()
-    given = data.get("targets")
     if not isinstance(given, list | tuple) or len(given) != len(actions):
         raise DataError(f"row with targets {given!r} for {len(actions)} actions; expected one probability an action")
     targets = tuple(_label(x, question) for x in given)
-    if len(set(actions)) < len(actions) or abs(sum(targets) - 1) > 1e-6:
+    if len(set(actions)) < len(actions) or (actions and abs(sum(targets) - 1) > 1e-6):
         raise DataError(f"row with targets {given!r} for question {question!r}; expected distinct actions, and a sum of 1")
-    outcome = data.get("outcome")
     return TargetRow(problem, question, steps, actions, targets, None if outcome is None else _label(outcome, question))
 
 

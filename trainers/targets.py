@@ -11,6 +11,7 @@ steps that end the solution without an answer are left out. AlphaZero takes each
 that was compared is one.
 """
 
+import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from math import exp, inf, log
@@ -18,6 +19,7 @@ from typing import Literal
 
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.search.gumbel import improved_policy
+from llm_mcts.seeding import derive_seed
 from llm_mcts.tasks.base import Task
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Problem, Step
@@ -46,9 +48,11 @@ class TargetConfig:
     """Prefixes with fewer visits of their steps together are left out, at least 1; for outcome, with fewer solutions."""
     min_outcome: float = 0.0
     """Prefixes of which a smaller share of solutions is right are left out, in [0, 1]; 0: none, as in AlphaZero. A little above
-    0 leaves out what the search never solved, whose visits and Q say little."""
+    0 leaves out what the search never solved, whose visits and Q say little to the policy; a value model that is trained
+    along learns of it all the same."""
     per_question: int = 16
-    """Prefixes kept of a question, those with most visits first, at least 1."""
+    """Prefixes kept of a question, those with most visits first, at least 1. Joint training takes as many more for the value
+    alone."""
 
     def __post_init__(self) -> None:
         if self.target not in ("visits", "gumbel", "outcome"):
@@ -87,10 +91,16 @@ class PreferenceConfig:
             )
 
 
-def target_rows(tree: Tree, problem: Problem, task: Task, config: TargetConfig) -> tuple[list[TargetRow], Counter[str]]:
+def target_rows(
+    tree: Tree, problem: Problem, task: Task, config: TargetConfig, outcomes: int = 0
+) -> tuple[list[TargetRow], Counter[str]]:
     """A row for each prefix of which the search compared steps, the most visited first; and what was refused, by reason.
 
     A question whose answer is not known gives rows without an outcome.
+
+    Args:
+        outcomes: so many rows more, at most, that tell an outcome alone: a value model that is trained along must see lost
+            prefixes and whole solutions too. Drawn evenly from all prefixes, those of roll-outs among them, without a row.
 
     Raises:
         DataError: target outcome, or min_outcome, of a question whose answer is not known.
@@ -119,7 +129,14 @@ def target_rows(tree: Tree, problem: Problem, task: Task, config: TargetConfig) 
         rows.append((visits, row))
     rows.sort(key=lambda pair: -pair[0])
     refused["over the limit"] += max(0, len(rows) - config.per_question)
-    return [row for _, row in rows[: config.per_question]], refused
+    kept = [row for _, row in rows[: config.per_question]]
+    return kept + _outcome_rows(found, problem, {row.steps for row in kept}, outcomes), refused
+
+
+def _outcome_rows(found: dict[Prefix, Found], problem: Problem, taken: set[Prefix], limit: int) -> list[TargetRow]:
+    left = [(steps, z) for steps, here in found.items() if steps not in taken and (z := _outcome(here)) is not None]
+    drawn = random.Random(derive_seed(0, "outcomes", problem.id)).sample(left, min(limit, len(left)))
+    return [TargetRow(problem.id, problem.question, steps, (), (), z) for steps, z in drawn]
 
 
 def _target(here: Found, steps: list[Found], config: TargetConfig) -> Target:

@@ -40,6 +40,8 @@ TARGETS = [
     for targets in [tuple((2.0 if j == 0 else 1.0) / (3 + i % 3) for j in range(2 + i % 3))]
 ]
 """Of 2 to 4 actions, so that prefixes differ in their sequences; of some the outcome is not known."""
+JOINT = [replace(row, actions=(), targets=(), outcome=0.0) if i in (1, 2, 5, 10) else row for i, row in enumerate(TARGETS)]
+"""With some that tell the outcome alone, the only one of the second process's last step among them."""
 PG = {"iterations": 2, "questions_per_iteration": 4, "samples_per_question": 2}
 CASES: dict[str, tuple[str, Sequence[Any], list[str]]] = {
     "sft": ("sft", RIGHT, []),
@@ -54,7 +56,7 @@ CASES: dict[str, tuple[str, Sequence[Any], list[str]]] = {
     "distill": ("distill", TARGETS, []),
     "siblings": ("distill", TARGETS, ["--distill.over", "siblings"]),
     "dpo": ("dpo", PAIRS, ["--dpo.nll_weight", "0.5"]),
-    "joint": ("joint", TARGETS, []),
+    "joint": ("joint", JOINT, []),
     "genrm": ("genrm", ROWS[:6], []),  # 6 verdicts and the 4 right solutions among them
 }
 

@@ -149,6 +149,36 @@ def test_an_unknown_z_has_no_weight() -> None:
     assert batch["item"].tolist() == [0, 0, 1, 1]
 
 
+def test_a_row_without_actions_is_the_bare_prefix() -> None:
+    row = TargetRow("p", "Q", ("a",), (), (), 0.0)
+    (part,) = encode_joint(row, JointConfig(), PromptFormat(PromptConfig()), Encoder(Characters()), 3).parts
+    assert (len(part.ids), any(part.mask), part.labels) == (22, False, [0.0] * 22)
+    assert part.weights == [0.0] * 21 + [1.0]
+
+
+@pytest.mark.parametrize("joint", [JointConfig(), SIBLINGS], ids=["sum", "siblings"])
+def test_the_policys_term_passes_over_rows_without_actions(joint: JointConfig) -> None:
+    alone = encode_joint(
+        TargetRow("p", "Q", ("z",), (), (), 0.0), joint, PromptFormat(PromptConfig()), Encoder(Characters()), 3
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        logits = torch.randn(8, 25, 128, requires_grad=True)
+    group = encoded(0.5, joint)
+    n, batch = len(group.parts), collate([encoded(0.5, joint), alone, encoded(1.0, joint)])
+    width = batch["input_ids"].shape[1]
+    rows = [*range(n), *range(n + 1, 2 * n + 1)]
+    without = collate([encoded(0.5, joint), encoded(1.0, joint)])
+    labels = torch.where(without["mask"], without["labels"], 0.0)
+    expected = trainers.joint.target_loss(logits[rows, :width], {**without, "labels": labels}, joint.policy)
+    mixed = trainers.joint.policy_term(logits[: 2 * n + 1, :width], batch, joint.policy)
+    assert mixed.item() == pytest.approx(expected.item(), rel=1e-6)
+    nothing = collate([alone])
+    loss = trainers.joint.policy_term(logits[:1, : nothing["input_ids"].shape[1]], nothing, joint.policy)
+    loss.backward()
+    assert loss.item() == 0.0 and logits.grad is not None and not logits.grad.any()
+
+
 # Learning
 
 
@@ -198,6 +228,13 @@ def learns(tmp_path: Path, start: Path) -> bool:
 
 def test_it_learns_pi_and_z(tiny_model: Path, tmp_path: Path) -> None:
     assert learns(tmp_path, tiny_model)
+
+
+def test_outcomes_alone_teach_the_value_model(tiny_model: Path, tmp_path: Path, fitted: list[Fitted]) -> None:
+    rows = [ROWS[0], ROWS[3], *(replace(row, actions=(), targets=()) for row in ROWS[1:3])]
+    metrics = train(tmp_path, tiny_model, rows=rows)
+    assert (metrics["rows"], metrics["left_out"]) == (4, 0)
+    assert values(tmp_path)[:3] == pytest.approx([0.75, 1.0, 0.0], abs=0.2)
 
 
 def _others_z(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,8 @@ def tree() -> Tree:
 def targets(tree: Tree, problem: Problem = PROBLEM, **config: Any) -> tuple[list[TargetRow], dict[str, int]]:
     rows, refused = policy_rows(tree, problem, Task(), RowsConfig(targets=TargetConfig(**config)), "distill")
     assert rows == target_rows(tree, problem, Task(), TargetConfig(**config))[0]
-    assert (rows, refused) == policy_rows(tree, problem, Task(), RowsConfig(targets=TargetConfig(**config)), "joint")
+    joint, of_joint = policy_rows(tree, problem, Task(), RowsConfig(targets=TargetConfig(**config)), "joint")
+    assert ([row for row in joint if row.actions], of_joint) == (rows, refused)  # type: ignore[union-attr]
     return list(rows), refused  # type: ignore[arg-type]
 
 
@@ -94,6 +95,31 @@ def test_targets_of_another_action_are_caught(tree: Tree) -> None:
 
     with pytest.raises(AssertionError):
         check_visits(planted, tree)
+
+
+def test_a_value_model_sees_lost_prefixes_and_whole_solutions_too(tree: Tree) -> None:
+    """Whatever has no row of its own tells its outcome: by hand from the four solutions, of which two are right."""
+    known = {
+        ("a", "#### 8"): 1.0,
+        ("a", "b"): 0.0,
+        ("a", "b", "#### 7"): 0.0,
+        ("c",): 0.0,
+        ("c", "#### 9"): 0.0,
+        ("d",): 1.0,
+        ("d", "#### 8"): 1.0,
+    }
+    rows, _ = target_rows(tree, PROBLEM, Task(), TargetConfig(min_outcome=0.01), outcomes=16)
+    alone = [row for row in rows if not row.actions]
+    assert [row.steps for row in rows if row.actions] == [(), ("a",)]
+    assert {row.steps: row.outcome for row in alone} == known and len(alone) == len(known)
+    assert all(row_from_dict(row_to_dict(row)) == row for row in alone)
+    # What the policy does not learn from, because nothing below it was right, the value model does.
+    hard, refused = target_rows(tree, PROBLEM, Task(), TargetConfig(min_outcome=0.9), outcomes=16)
+    assert refused["low outcome"] == 2
+    assert {row.steps: row.outcome for row in hard} == {**known, (): 0.5, ("a",): 0.5}
+    few, _ = target_rows(tree, PROBLEM, Task(), TargetConfig(), outcomes=3)
+    assert len(few) == 2 + 3
+    assert few == target_rows(tree, PROBLEM, Task(), TargetConfig(), outcomes=3)[0]
 
 
 def test_a_low_temperature_sharpens_visits(tree: Tree) -> None:
