@@ -19,6 +19,7 @@ from llm_mcts.runner import Check, Record, Solve, run_questions
 from llm_mcts.solver import Solver, SolverConfig, build_search
 from llm_mcts.store import Journal, RunDirectory, write_atomically
 from llm_mcts.tasks import TaskConfig
+from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, SearchResult, Usage
 
 Z95 = 1.959963984540054
@@ -274,8 +275,10 @@ def solve_into(
     left = [p for p in problems if p.id not in rows]
 
     def on_done(record: Record, result: SearchResult | None) -> None:
-        tree = {"tree": result.tree.to_dict()} if keep_trees and result and result.tree else {}
-        rows[record.id] = {**record.to_dict(), **tree}
+        rows[record.id] = record.to_dict()
+        if keep_trees and result:
+            tree = result.tree or Tree.of_samples(result.question, result.traces)
+            rows[record.id] |= {"tree": tree.to_dict()}
         if journal:
             journal.append(rows[record.id])
 

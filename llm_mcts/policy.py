@@ -47,9 +47,9 @@ class Written:
 
     state: State
     ended: bool
-    """The model ended the text itself, right behind the last step."""
+    """The model ended the text itself, right behind the last step's newline."""
     cut: bool
-    """The longest length ended the text, inside the last step."""
+    """The last step's newline was not written: the longest length, or the model, ended the text inside the step."""
 
 
 class LMPolicy:
@@ -135,10 +135,12 @@ class LMPolicy:
         steps = self.prompt.parse_solution(completion.text) or (Step("", terminal=True),)
         whole = len(steps) >= len(lines)  # no line behind the answer line was dropped
         last_line = completion.text.rsplit("\n", 1)[-1].strip()
-        cut = whole and completion.finish_reason == "length" and last_line == steps[-1].text
-        if cut:
+        reason = completion.finish_reason
+        open_ended = whole and reason != "stop" and last_line != "" and last_line == steps[-1].text
+        if open_ended and reason == "length":
             steps = (*steps[:-1], Step(steps[-1].text, terminal=True))
-        return Written(state.then(*steps), whole and completion.finish_reason == "eos", cut)
+        ended = whole and reason == "eos" and not open_ended
+        return Written(state.then(*steps), ended, open_ended)
 
 
 def _merge(steps: list[Step]) -> Step:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_mcts.errors import DataError
-from llm_mcts.types import State, Step, Usage
+from llm_mcts.types import State, Step, Trace, Usage
 
 _ROOT_STEP = Step("")
 _STATISTICS = ("visit_count", "value_sum", "value", "width", "asked")
@@ -94,6 +94,13 @@ class Tree:
         """What the searches that grew this tree have cost, all together."""
         self.value_range: tuple[float, float] | None = None
         """Least and greatest mean value met so far, where a search keeps them (MuZero's normalisation)."""
+
+    @classmethod
+    def of_samples(cls, question: str, traces: Sequence[Trace]) -> "Tree":
+        """A tree of whole solutions alone, as if each had been completed from the question."""
+        tree = cls(question)
+        tree.rollouts = [(tree.root, trace.state, trace.score) for trace in traces]
+        return tree
 
     @classmethod
     def of(cls, question: str, tree: "Tree | None" = None) -> "Tree":

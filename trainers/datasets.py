@@ -100,12 +100,13 @@ def rows_from_tree(
 
 
 def policy_rows(
-    tree: Tree, problem: Problem, task: Task, config: RowsConfig, method: PolicyMethod
+    tree: Tree, problem: Problem, task: Task, config: RowsConfig, method: PolicyMethod, scored: bool = True
 ) -> tuple[Sequence[Row], dict[str, int]]:
     """The policy's rows of one searched question, and how many of what the tree holds were refused, by reason.
 
     sft and weighted: SolutionRow, of whole solutions; distill and joint: TargetRow, of prefixes with children; dpo: PairRow,
-    of pairs. A question whose answer is not known gives rows to those alone that do not ask for it.
+    of pairs. A question whose answer is not known gives rows to those alone that do not ask for it. `scored`: whether critics
+    gave the tree's scores.
     """
     distills = method in ("distill", "joint")
     if problem.gold is None and not (distills and not config.targets.asks_the_answer):
@@ -117,13 +118,14 @@ def policy_rows(
     elif method == "dpo":
         rows, refused = policy_pairs(tree, problem, task, config.pairs_per_question, config.preferences)
     else:
-        found = solutions_of(tree, problem, task)
+        found = solutions_of(tree, problem, task, scored)
         rows, refused = (_weighted if method == "weighted" else _imitated)(found, problem, config)
     return rows, {reason: n for reason, n in refused.items() if n}
 
 
 def _imitated(found: Solutions, problem: Problem, config: RowsConfig) -> tuple[list[SolutionRow], Counter[str]]:
-    kept, refused = select(found.right, found.pass_rate, config.sft_per_question, config.min_score, config.selection)
+    min_score = config.min_score if found.scored else 0.0
+    kept, refused = select(found.right, found.pass_rate, config.sft_per_question, min_score, config.selection)
     return [_solution(trace, problem, 1.0) for trace in kept], found.refused() + refused
 
 
@@ -131,9 +133,11 @@ def _weighted(found: Solutions, problem: Problem, config: RowsConfig) -> tuple[l
     weights, unscored = weighted(found, config.weighted)
     refused = found.refused(config.weighted.wrong) + unscored
     rows: list[SolutionRow] = []
-    for side, least in ((found.right, config.min_score), (found.wrong, 0.0)):
-        scored = [trace for trace in side if trace.state.text in weights]
-        kept, more = select(scored, found.pass_rate, config.sft_per_question, least, config.selection)
+    limit = config.sft_per_question
+    for side, least in ((found.right, config.min_score if found.scored else 0.0), (found.wrong, 0.0)):
+        weighed = [trace for trace in side if trace.state.text in weights]
+        kept, more = select(weighed, found.pass_rate, limit, least, config.selection)
+        limit = len(kept)  # no more wrong ones than right ones
         refused += more
         rows += [replace(_solution(trace, problem, found.outcome(trace)), weight=weights[trace.state.text]) for trace in kept]
     return rows, refused

@@ -5,8 +5,10 @@ gets them in memory: a merged copy in the engine's precision, packed where the e
 checkpoint (vLLM) get one on disk, others (OpenVINO) are started anew with it.
 
 A sample is trained on as its steps re-encoded in the policy's written form, which is what every other part of the project
-reads. Two things the model did not write are masked out: the newline behind a line that was cut off, and the end of a text
-that the model did not end itself. A cut solution has no answer, and so is wrong.
+reads. Two things the model did not write are masked out: the newline behind a last line that it, or the longest length, ended
+without one, and the end of a text that it did not end behind a newline. Blank lines and unusual tokenisations of a text are
+read in the usual form. A solution that the longest length cut has no
+answer, and so is wrong.
 """
 
 import asyncio

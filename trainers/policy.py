@@ -39,7 +39,7 @@ class PolicyLossConfig:
     start: Literal["last", "base"] = "last"
     """The weights a round's training starts from. last: the policy that stands, so that rounds add up and a round needs only
     its own rows (AlphaLLM); base: the policy that the run began with, so that errors do not add up either (STaR,
-    ReST-EM), for which earlier rounds' rows are needed too: raise replay.rounds."""
+    ReST-EM), for which earlier rounds' rows are needed too: raise replay.rounds, and replay.share, which limits them."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """For distill; what the search's policy is taken to be stands in `rows.targets`."""
     dpo: DPOConfig = field(default_factory=DPOConfig)

@@ -8,7 +8,8 @@
 An action is a step; the reward is 0 until the end, and there 1 if the answer is right. Each iteration samples with the
 weights as they are (`on_policy.py`), then updates them. Differences: PPO's value model stays as it is and is not trained
 along; the mean goes over tokens of a batch, so no solution counts less for being long; dropout is off, for the policy that
-samples is the one that learns. Stateless: whoever is interrupted starts again.
+samples is the one that learns. An iteration of several optimiser steps is strictly on-policy in its first alone: without a
+clip let batch_size x accumulation hold all its samples. Stateless: whoever is interrupted starts again.
 
     train_policy_gradient(problems, task, "embedded", Path("out"), TrainConfig(), PolicyGradientConfig(), SolverConfig(), 0)
 """
@@ -49,7 +50,8 @@ class PolicyGradientConfig:
     iterations: int = 50
     """Times that solutions are sampled and the weights updated, at least 1."""
     questions_per_iteration: int = 32
-    """Questions of an iteration, at least 1; all of them where there are fewer. They come again once all have been asked."""
+    """Questions of an iteration, at least 1; all of them where there are fewer. They come again once less than an iteration's
+    are left."""
     samples_per_question: int = 8
     """Solutions a question, at least 1; at least 2 for the baselines mean and leave_one_out. RLOO: 2 or 4; GRPO: 64."""
     temperature: float = 1.0

@@ -1,11 +1,13 @@
 """The weights in training: one iteration's samples become optimiser steps of AdamW.
 
 `accelerate` carries device, precision and processes: each process samples and learns from its own share of the questions, and
-gradients are averaged. The Trainer's own loop wants its data before it starts, which on-policy samples are not.
+a step's loss is the mean over the tokens of all of them. The Trainer's own loop wants its data before it starts, which
+on-policy samples are not.
 """
 
 import random
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llm_mcts.engines.transformers import load_causal_lm
-from llm_mcts.errors import ConfigError
+from llm_mcts.errors import ConfigError, ModelError
 from llm_mcts.prompts import PromptConfig
 from llm_mcts.seeding import derive_seed
 from trainers.base import TrainConfig
@@ -105,19 +107,25 @@ class PolicyUpdate:
         """One step of the optimiser on the chosen rows; its loss is a mean over all their tokens, however many forwards."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * self._warmth()
-        tokens, loss = sum(sum(rows[i].mask) for i in chosen), 0.0
+        tokens, loss = self.total(sum(sum(rows[i].mask) for i in chosen)), 0.0
         for first in range(0, len(chosen), self.config.batch_size):
             few = chosen[first : first + self.config.batch_size]
             batch = self._batch([rows[i] for i in few])
             if old is not None:
                 batch["old"] = pad_sequence([old[i] for i in few], batch_first=True)
             part = self._loss(batch) * (int(batch["mask"].sum()) / max(tokens, 1))
-            self.accelerator.backward(part)
+            # Gradients are averaged over the processes; each part is a share of the mean over all of them.
+            self.accelerator.backward(part * self.accelerator.num_processes)
             loss += float(part.detach())
-        self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), MAX_NORM))
+        self.losses.append(sum(self.everywhere([loss])))
+        if not isfinite(norm) or not isfinite(self.losses[-1]):
+            raise ModelError(
+                f"the loss is {self.losses[-1]} and its gradient's norm {norm} in step {len(self.losses)}; expected numbers: "
+                f"lower learning_rate ({self.config.learning_rate:g}), and look at the advantages"
+            )
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.losses.append(loss)
 
     def _warmth(self) -> float:
         """The learning rate's share of its peak: rising over the warm-up's steps, then 1."""
@@ -152,5 +160,15 @@ class PolicyUpdate:
         return {"steps": len(self.losses), "loss": sum(tail) / len(tail)}
 
     def save(self, out: Path) -> None:
-        """Write the policy, whole or not at all; it is not to be trained on afterwards."""
+        """Write the policy, whole or not at all; it is not to be trained on afterwards.
+
+        Raises:
+            ModelError: the last step broke a weight.
+        """
+        for name, weight in self.policy.model.named_parameters():
+            if weight.requires_grad and not bool(weight.detach().isfinite().all()):
+                raise ModelError(
+                    f"parameter {name} holds what is no number after {len(self.losses)} steps; expected numbers: lower "
+                    f"learning_rate ({self.config.learning_rate:g})"
+                )
         self.policy.save(out)

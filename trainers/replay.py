@@ -58,11 +58,16 @@ class Trajectory:
         return asdict(self)
 
 
-def trajectories(tree: Tree, problem: Problem, task: Task, round: int, policy: str, source: Source) -> list[Trajectory]:
-    """Every whole solution of a searched question, as often as it was found."""
+def trajectories(
+    tree: Tree, problem: Problem, task: Task, round: int, policy: str, source: Source, scored: bool = True
+) -> list[Trajectory]:
+    """Every whole solution of a searched question, as often as it was found.
+
+    `scored`: whether critics gave the tree's scores.
+    """
     assert problem.gold is not None
     found = []
-    for trace in tree_traces(tree):
+    for trace in tree_traces(tree, scored):
         right = trace.state.answer is not None and task.check(trace.state.text, problem.gold)
         steps = tuple(step.text for step in trace.state.steps)
         found.append(Trajectory(problem.id, problem.question, steps, right, trace.score, round, policy, source))

@@ -6,7 +6,7 @@ from typing import Any
 from critics.modeling import KINDS, HeadConfig
 from llm_mcts.errors import ConfigError
 from llm_mcts.evaluate import check_methods
-from llm_mcts.solver import SolverConfig
+from llm_mcts.solver import SolverConfig, build_search
 from llm_mcts.tasks import TaskConfig
 from trainers.agreement import AgreementConfig
 from trainers.base import TrainConfig
@@ -82,6 +82,23 @@ class SelfImproveConfig:
                 "expected transformers, vllm or openvino"
             )
         self._check_critics()
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        """The policy's targets and rewards against what the run has."""
+        loss, targets, search = self.policy_loss, self.rows.targets, build_search(self.solver.search)[1]
+        noise = getattr(search, "root_noise", 0.0)
+        if loss.method in ("distill", "joint") and targets.target != "visits" and noise:
+            raise ConfigError(
+                f"rows.targets.target is '{targets.target}', which is made from the priors, and solver.search.root_noise "
+                f"{noise} puts noise on them that the policy would learn; expected root_noise 0, or target visits"
+            )
+        by_value = loss.method == "policy_gradient" and loss.policy_gradient.baseline == "value"
+        if by_value and "value" not in self.critics and not self.solver.critics.value:
+            raise ConfigError(
+                "policy_gradient.baseline is 'value' and there is no value model; take value into critics, or name one in "
+                "solver.critics.value"
+            )
 
     def _check_critics(self) -> None:
         fixed = self.solver.critics

@@ -87,6 +87,9 @@ class Solutions:
     """Distinct wrong ones that state an answer, likewise."""
     is_right: dict[str, bool]
     """Text -> whether it is right, for all that state an answer."""
+    scored: bool = True
+    """Whether critics gave the scores. Without critics a search values a solution by its answer's share of the votes so far:
+    that puts solutions in an order and says no more."""
 
     def outcome(self, trace: Trace) -> float:
         """1 for a right solution, 0 for a wrong one or one without an answer."""
@@ -108,14 +111,14 @@ class Solutions:
         )
 
 
-def solutions_of(tree: Tree, problem: Problem, task: Task) -> Solutions:
-    """The solutions of a tree of a question whose answer is known."""
+def solutions_of(tree: Tree, problem: Problem, task: Task, scored: bool = True) -> Solutions:
+    """The solutions of a tree of a question whose answer is known; `scored`: whether critics gave the tree's scores."""
     assert problem.gold is not None
     traces = tree_traces(tree)
     distinct = _distinct(traces)
     is_right = {trace.state.text: task.check(trace.state.text, problem.gold) for trace in distinct}
     right, wrong = ([trace for trace in distinct if is_right[trace.state.text] is side] for side in (True, False))
-    return Solutions(traces, right, wrong, is_right)
+    return Solutions(traces, right, wrong, is_right, scored)
 
 
 def select(
@@ -143,7 +146,7 @@ def select(
             best.setdefault(equations(trace.state.text), trace)
         ranked = list(best.values())
     if config.balance == "pass_rate":
-        limit = max(1, ceil(limit * (1 - pass_rate)))
+        limit = max(min(1, limit), ceil(limit * (1 - pass_rate)))
     counts = {"low score": len(distinct) - len(liked), "too long": len(liked) - len(brief)}
     counts |= {"same equations": len(brief) - len(ranked), "over the limit": max(0, len(ranked) - limit)}
     return ranked[:limit], Counter(counts)
@@ -162,7 +165,9 @@ def weighted(solutions: Solutions, config: WeightedConfig) -> tuple[dict[str, fl
     """Text -> weight of each distinct solution to be imitated, and how many have none because no critic scored them."""
 
     def score(trace: Trace) -> float | None:
-        return solutions.outcome(trace) if config.score == "outcome" else trace.score
+        if config.score == "outcome":
+            return solutions.outcome(trace)
+        return trace.score if solutions.scored else None
 
     known = [value for trace in solutions.traces if (value := score(trace)) is not None]
     baseline = fmean(known) if known else 0.0

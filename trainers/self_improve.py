@@ -42,6 +42,7 @@ from trainers.curriculum import Chosen, choose
 from trainers.datasets import policy_rows, row_from_dict, row_to_dict, rows_from_tree
 from trainers.gate import Verdict, decide, should_stop
 from trainers.imagine import counts, imagine_questions, spent
+from trainers.overlap import OverlapIndex
 from trainers.policy import Lesson, train_policy
 from trainers.processes import is_main_process
 from trainers.replay import pass_rates, replayed, trajectories
@@ -138,9 +139,21 @@ class _Loop:
         models = {"policy": solver.engine.model, "value": critics.value, "prm": critics.prm, "orm": critics.orm}
         parents = {name: hash_model(model) for name, model in models.items() if model}
         self.directory.write_manifest({"seed": self.config.seed, "data": data, "parents": parents})
+        self._refuse_known_questions()
         start = self.directory.round(0)
         if not start.questions.complete:
             start.questions.write(_question_row(problem, "held-out", None) for problem in self.held_out)
+
+    def _refuse_known_questions(self) -> None:
+        """Accuracy on questions that were learnt from would tell nothing."""
+        known = {_plain(problem.question) for problem in self._pool()}
+        for split, n in (("dev", self.config.eval_questions), ("test", self.config.test_questions)):
+            texts = self.task.texts_only(split, n) if n else []
+            if shared := sum(_plain(text) in known for text in texts):
+                raise DataError(
+                    f"{shared} of {len(texts)} questions of split {split} are training questions too; expected others: for "
+                    "your own questions a folder with train.jsonl, dev.jsonl and test.jsonl, or fewer train_questions"
+                )
 
     def _round(self, number: int) -> _Candidate:
         """All that a round does up to its gate."""
@@ -204,7 +217,7 @@ class _Loop:
         return made
 
     def _kept_away(self) -> list[str]:
-        """Texts that imagined questions must not be near: all that the splits hold, and of endless ones what is answered."""
+        """Texts that new questions must not be near: the splits whole, and of endless ones what is answered."""
         n = {"dev": self.config.eval_questions, "test": self.config.test_questions}
         texts = [self.task.texts_only(split, limit) for split, asked in n.items() for limit in (None, asked) if limit != 0]
         return list(dict.fromkeys(text for found in texts for text in found))
@@ -222,12 +235,22 @@ class _Loop:
                 yield solver.policy
 
     def _unlabelled(self, number: int) -> list[Problem]:
-        """The next of the user's questions without answers; answers that the file has all the same are not looked at."""
+        """The next of the user's questions without answers, but those near a held-out or test question.
+
+        Answers that the file has all the same are not looked at.
+        """
         if self.config.unlabelled is None:
             return []
-        n = self.config.unlabelled_questions
-        found = JsonlTask(self.config.unlabelled).load("train", n * number)
-        return [Problem(f"unlabelled-{p.id}", p.question) for p in found[n * (number - 1) :]]
+        n, overlap = self.config.unlabelled_questions, self.config.imagine.overlap
+        found = JsonlTask(self.config.unlabelled).load("train", n * number)[n * (number - 1) :]
+        kept_away = OverlapIndex(self._kept_away() if found else [], overlap.ngram, overlap.mask_numbers)
+        far = [p for p in found if kept_away.nearest(p.question)[0] < overlap.threshold]
+        if len(far) < len(found):
+            self.reporter.say(
+                f"round {number}: {len(found) - len(far)} of {len(found)} unlabelled questions are left out: near "
+                "a held-out or test question (imagine.overlap)"
+            )
+        return [Problem(f"unlabelled-{p.id}", p.question) for p in far]
 
     # Search and rows
 
@@ -268,27 +291,31 @@ class _Loop:
             facts |= {"refused": dict(sorted(refused.items())), **{name: len(rows[name]) for name in names}}
         self.reporter.say(f"{here.path.name} rows: {facts['solved']} of {len(questions)} questions solved; {facts}")
 
+    @property
+    def _scored(self) -> bool:
+        """Whether critics score this round's trees; without any, a search values a solution by its share of the votes."""
+        return self.models.critics != CriticsConfig()
+
     def _with_answer(self, problem: Problem, tree: Tree) -> tuple[Problem, str | None]:
         """The question with the answer that vote and critics agree on, where it has none; or why it has none."""
         if problem.gold is not None:
             return problem, None
-        scored = self.models.critics != CriticsConfig()
-        agreed = agreed_answer(tree, self.config.agreement, scored)
+        agreed = agreed_answer(tree, self.config.agreement, self._scored)
         return replace(problem, gold=agreed.answer), agreed.reason if agreed.answer is None else None
 
     def _rows_of(
         self, tree: Tree, problem: Problem, chosen: Chosen, number: int, refused: Counter[str]
     ) -> dict[str, list[dict[str, Any]]]:
         """All rows of one tree."""
-        config, task = self.config, self.task
+        config, task, scored = self.config, self.task, self._scored
         made: dict[str, list[dict[str, Any]]] = {}
         if config.policy_loss.method != "policy_gradient":
-            policy, policy_refused = policy_rows(tree, problem, task, config.rows, config.policy_loss.method)
+            policy, policy_refused = policy_rows(tree, problem, task, config.rows, config.policy_loss.method, scored)
             refused.update(policy_refused)
             made["policy"] = [row_to_dict(row) for row in policy]
         every = rows_from_tree(tree, problem, task, config.rows, config.critic_loss)
         made |= {kind: [row_to_dict(row) for row in every[kind]] for kind in KINDS}
-        all_found = trajectories(tree, problem, task, number, self.models.engine.model, chosen.source)
+        all_found = trajectories(tree, problem, task, number, self.models.engine.model, chosen.source, scored)
         return {**made, "trajectories": [one.to_dict() for one in all_found]}
 
     # Training
@@ -443,6 +470,11 @@ class _Loop:
         facts["seconds"] = round(time.perf_counter() - started, 1)
         if is_main_process():
             here.note(name, facts)
+
+
+def _plain(question: str) -> str:
+    """A text in lower case, with single blanks."""
+    return " ".join(question.lower().split())
 
 
 def _question_row(problem: Problem, source: str, pass_rate: float | None) -> dict[str, Any]:

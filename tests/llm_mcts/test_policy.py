@@ -284,8 +284,8 @@ def test_truncations_reach_the_engine_where_something_is_sampled() -> None:
     ("text", "reason", "lines", "ended", "cut", "answer"),
     [
         ("2 + 3 = 5\n#### 5\n", "eos", 2, True, False, "5"),
-        ("2 + 3 = 5\n#### 5", "eos", 2, True, False, "5"),
-        ("2 + 3 = 5", "eos", 1, True, False, None),
+        ("2 + 3 = 5\n#### 5", "eos", 2, False, True, "5"),  # without the newline that the written form has
+        ("2 + 3 = 5", "eos", 1, False, True, None),
         ("", "eos", 1, True, False, None),
         ("#### 5\nand more", "eos", 1, False, False, "5"),  # the end stands behind lines that were dropped
         ("#### 5\nand mo", "length", 1, False, False, "5"),

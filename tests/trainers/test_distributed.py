@@ -225,3 +225,8 @@ def test_on_policy_samples_are_shared_out_and_a_run_of_two_processes_goes_on(tmp
     assert printed["state"].startswith("Finished")
     after = weights(tmp_path / "run" / "round_002" / "checkpoints")
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    # One process with all of an iteration's samples in its step learns the same: the loss is a mean over all tokens.
+    assert main(rounds("policy_gradient", tmp_path / "alone", batch=8, **{**settings, "num_rounds": 1})) == 0
+    one, two = (weights(tmp_path / run / "round_001" / "checkpoints" / "policy") for run in ("alone", "run"))
+    for key, tensor in one.items():
+        assert torch.allclose(tensor, two[key], rtol=0, atol=1e-5), (key, float((tensor - two[key]).abs().max()))

@@ -189,6 +189,24 @@ def test_weights_of_wrong_solutions_too() -> None:
     assert refused == {"repeated": 2, "no answer": 1}
 
 
+def test_no_more_wrong_solutions_than_right_ones() -> None:
+    wrong = [(f"{i} + 4 = 9|#### 9", 0.5) for i in range(4)]
+    one, _ = weights(tree_of(("4 + 4 = 8|#### 8", 0.5), *wrong), wrong=True)
+    assert sorted(label for label, _ in one.values()) == [0.0, 1.0]
+    none, _ = weights(tree_of(*wrong), wrong=True)
+    assert none == {}
+
+
+def test_a_vote_is_no_critic() -> None:
+    """Without critics scores are shares of votes: they order solutions, and no threshold or weight asks them."""
+    config = RowsConfig(sft_per_question=3, min_score=0.95, weighted=WeightedConfig(score="critic"))
+    rows, refused = policy_rows(tree_of(*MIXED), PROBLEM, Task(), config, "sft", scored=False)
+    kept = ["|".join(row.steps) for row in rows if isinstance(row, SolutionRow)]
+    assert kept == ["2 * 4 = 8|#### 8", "4 + 4 = 8|#### 8", "so it is 8|#### 8"] and "low score" not in refused
+    rows, refused = policy_rows(tree_of(*MIXED), PROBLEM, Task(), config, "weighted", scored=False)
+    assert not rows and refused["unscored"] == 3
+
+
 def test_weights_by_the_critic() -> None:
     # Scores 0.5, 0.9, 0.8, 0.7, 0.1: baseline 0.6; beta 0.1: e^(2) for 0.8, e^(1) for 0.7, clipped at 5.
     found, refused = weights(tree_of(*MIXED), beta=0.1, clip=5.0, score="critic")

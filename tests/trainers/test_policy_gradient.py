@@ -21,7 +21,7 @@ import trainers.policy_gradient
 from critics.modeling import LoraSpec
 from llm_mcts.engines.base import EMBEDDED, EngineConfig
 from llm_mcts.engines.transformers import TransformersEngine, model_folder
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import ConfigError, DataError, ModelError
 from llm_mcts.policy import PolicyConfig, Written
 from llm_mcts.progress import Reporter
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
@@ -268,6 +268,17 @@ def test_a_question_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_what_is_no_number_is_not_saved(tiny_model: Path, tmp_path: Path) -> None:
+    hot = update_of(str(tiny_model), replace(BATCH, learning_rate=1e30, batch_size=4, accumulation=1))
+    with pytest.raises(ModelError, match=r"in step 2; .* lower learning_rate"):
+        hot.learn(ROWS, len(ROWS), 0)
+    update = update_of(EMBEDDED)
+    next(iter(update.policy.model.parameters())).data[0] = torch.nan
+    with pytest.raises(ModelError, match="holds what is no number"):
+        update.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Tokens and masks by hand
 
 
@@ -400,8 +411,9 @@ def gradient(update: PolicyUpdate, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     """Of the first optimiser step on ROWS."""
     seen: list[dict[str, Tensor]] = []
 
-    def spy(*_: Any) -> None:
+    def spy(*_: Any) -> Tensor:
         seen.append({n: p.grad.clone() for n, p in update.policy.model.named_parameters() if p.grad is not None})
+        return torch.tensor(1.0)
 
     monkeypatch.setattr(update.accelerator, "clip_grad_norm_", spy)
     update.learn(ROWS, len(ROWS), 0)

@@ -66,6 +66,14 @@ def test_every_solution_found_with_where_it_came_from() -> None:
     assert found[1].score == 0.25
 
 
+def test_without_critics_no_solution_has_a_score() -> None:
+    tree = Tree("2 + 2?")
+    tree.rollouts.append((tree.root, tree.state(tree.root).then(Step("#### 4", terminal=True, answer="4")), 0.5))
+    problem, task = Problem("p", "2 + 2?", "4"), get_task("arith")
+    assert [one.score for one in trajectories(tree, problem, task, 1, "m", "train")] == [0.5]
+    assert [one.score for one in trajectories(tree, problem, task, 1, "m", "train", scored=False)] == [None]
+
+
 def test_the_latest_round_tells_a_questions_pass_rate() -> None:
     def rows(*marks: tuple[str, bool]) -> list[dict[str, Any]]:
         return [{"problem": problem, "right": right} for problem, right in marks]

@@ -10,11 +10,13 @@ import pytest
 from llm_mcts.config import load_config
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.engines.scripted import ScriptedEngine
-from llm_mcts.errors import ConfigError
+from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.progress import Reporter
 from llm_mcts.runner import Record
 from llm_mcts.solver import CriticsConfig, SolverConfig
 from llm_mcts.store import RunDirectory
+from llm_mcts.tasks import get_task
+from llm_mcts.types import Problem
 from trainers.self_improve import SelfImproveConfig, _Loop, self_improve
 
 
@@ -56,7 +58,7 @@ def test_settings_that_new_critics_would_contradict_are_refused() -> None:
 
 # Objectives of the critics
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "task": {"name": "arith", "level": "easy"},
     "num_rounds": 1,
     "train_questions": 12,
@@ -165,3 +167,67 @@ def test_the_next_rounds_policy_is_swapped_in_or_the_former_engine_closed(
 def test_servers_with_fixed_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match="do not get the weights that are trained"):
         SelfImproveConfig(solver=SolverConfig(engine=EngineConfig("m", name="openai")))
+
+
+# Questions that must not be learnt from, and searches without a tree
+
+
+def lines(file: Path, problems: list[Problem]) -> Path:
+    file.write_text("".join(json.dumps({"question": p.question, "answer": p.gold}) + "\n" for p in problems))
+    return file
+
+
+def test_one_file_for_every_split_is_refused(tmp_path: Path) -> None:
+    file = lines(tmp_path / "own.jsonl", get_task("arith", level="easy").load("train", 6))
+    config = load_config(SelfImproveConfig, {**SMALL, "task": {"name": "jsonl", "path": str(file)}})
+    with pytest.raises(DataError, match=r"2 of 2 questions of split dev are training questions too; .* dev\.jsonl"):
+        self_improve(config, tmp_path / "run")
+    assert not RunDirectory(tmp_path / "run").round(0).metric("evaluate")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    task = get_task("arith", level="easy")
+    lines(folder / "train.jsonl", task.load("train", 6))
+    lines(folder / "dev.jsonl", task.load("dev", 2))
+    lines(folder / "test.jsonl", [*task.load("test", 2), replace(task.load("train", 1)[0], id="again")])
+    settings = {**SMALL, "task": {"name": "jsonl", "path": str(folder)}, "test_questions": 3}
+    with pytest.raises(DataError, match="1 of 3 questions of split test"):
+        self_improve(load_config(SelfImproveConfig, settings), tmp_path / "other")
+
+
+def test_unlabelled_questions_near_the_held_out_ones_are_left_out(tmp_path: Path) -> None:
+    task = get_task("arith", level="easy")
+    known = [*task.load("dev", 2), *task.load("test", 1)]
+    fresh = task.load("train", 30)[20:24]
+    file = lines(tmp_path / "unlabelled.jsonl", [*known, *fresh])
+    overlap = {"mask_numbers": False, "threshold": 1.0}  # stories from templates: equal ones alone are near
+    settings = {**SMALL, "unlabelled": str(file), "imagine": {"overlap": overlap}, "test_questions": 1}
+    self_improve(load_config(SelfImproveConfig, settings), tmp_path / "run")
+    rows = RunDirectory(tmp_path / "run").round(1).questions.read()
+    assert [row["question"] for row in rows if row["source"] == "unlabelled"] == [p.question for p in fresh]
+
+
+def test_samples_without_a_tree_teach_too(tmp_path: Path) -> None:
+    """Rejection sampling as in STaR and ReST-EM: plain samples in the place of a search."""
+    search = {"name": "self_consistency", "num_samples": 4}
+    self_improve(load_config(SelfImproveConfig, {**SMALL, "solver": {**SMALL["solver"], "search": search}}), tmp_path / "run")
+    here = RunDirectory(tmp_path / "run").round(1)
+    noted = here.metric("rows")
+    assert noted is not None and (noted["searched"], noted["failed"], noted["trajectories"]) == (12, 0, 48)
+    assert noted["policy"] > 0 and noted["orm"] > 0
+    trained = here.metric("policy")
+    assert trained is not None and trained["rows"] == noted["policy"]
+
+
+def test_contradictions_are_told_before_the_search() -> None:
+    by_value = {"policy_loss": {"method": "policy_gradient", "policy_gradient": {"baseline": "value"}}}
+    with pytest.raises(ConfigError, match="there is no value model"):
+        load_config(SelfImproveConfig, {**by_value, "critics": []})
+    load_config(SelfImproveConfig, by_value)
+    noisy = {
+        "policy_loss": {"method": "distill"},
+        "rows": {"targets": {"target": "gumbel"}},
+        "solver": {"search": {"name": "mcts", "root_noise": 0.25}},
+    }
+    with pytest.raises(ConfigError, match="puts noise on them"):
+        load_config(SelfImproveConfig, noisy)
+    load_config(SelfImproveConfig, {**noisy, "rows": {"targets": {"target": "visits"}}})
