@@ -54,8 +54,8 @@ class RowsConfig:
     critic_per_question: int = 8
     """Solutions kept for each critic, half of them right where there are enough of both; at least 2."""
     min_score: float = 0.0
-    """Right solutions that the critics scored below this are not imitated; in [0, 1]. Without critics it is not asked. AlphaLLM:
-    gamma."""
+    """Right solutions that the critics scored below this are not imitated; in [0, 1]. Without critics it is not asked.
+    AlphaLLM: gamma."""
     negatives: Literal["found", "twins"] = "found"
     """Which solutions critics get where there are more than enough. found: the first that the search found; twins: a wrong one
     that shares as long a beginning as possible with a right one, and that right one, so that style cannot tell them apart."""

@@ -22,7 +22,6 @@ from typing import Any
 
 from critics.modeling import KINDS, Kind
 from llm_mcts.engines.base import Swaps
-from llm_mcts.errors import DataError
 from llm_mcts.evaluate import solve_into
 from llm_mcts.policy import LMPolicy
 from llm_mcts.progress import Reporter
@@ -32,20 +31,19 @@ from llm_mcts.seeding import derive_seed
 from llm_mcts.solver import CriticsConfig, Solver, SolverConfig
 from llm_mcts.store import Journal, RoundDirectory, RunDirectory
 from llm_mcts.tasks.guard import GuardedTask
-from llm_mcts.tasks.jsonl import JsonlTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, Usage
 from trainers.agreement import agreed_answer
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
-from trainers.curriculum import Chosen, choose
+from trainers.curriculum import Chosen
 from trainers.datasets import policy_rows, row_from_dict, row_to_dict, rows_from_tree
 from trainers.gate import Verdict, decide, should_stop
-from trainers.imagine import counts, imagine_questions, spent
-from trainers.overlap import OverlapIndex
+from trainers.imagine import counts, spent
 from trainers.policy import Lesson, train_policy
 from trainers.processes import is_main_process
-from trainers.replay import pass_rates, replayed, trajectories
+from trainers.questions import Questions
+from trainers.replay import replayed, trajectories
 from trainers.report import write_reports
 from trainers.run_config import SelfImproveConfig
 
@@ -93,6 +91,7 @@ class _Loop:
         self.config, self.directory, self.reporter = config, run, reporter
         self.task = GuardedTask(config.task.build())
         self.held_out = self.task.load("dev", config.eval_questions)
+        self.questions = Questions(config, self.task, run, reporter)
         self.models = config.solver
         """The solver configuration that stands: its policy and critics passed the gate."""
         self._loaded: tuple[SolverConfig, Solver] | None = None
@@ -133,27 +132,16 @@ class _Loop:
 
     def _begin(self) -> None:
         """Say what the run is made from, and refuse to go on with other questions or models than it began with."""
-        data = {"train": hash_problems(self._pool()), "dev": hash_problems(self.held_out)}
+        data = {"train": hash_problems(self.questions.pool), "dev": hash_problems(self.held_out)}
         solver = self.config.solver
         critics = solver.critics
         models = {"policy": solver.engine.model, "value": critics.value, "prm": critics.prm, "orm": critics.orm}
         parents = {name: hash_model(model) for name, model in models.items() if model}
         self.directory.write_manifest({"seed": self.config.seed, "data": data, "parents": parents})
-        self._refuse_known_questions()
+        self.questions.refuse_known()
         start = self.directory.round(0)
         if not start.questions.complete:
             start.questions.write(_question_row(problem, "held-out", None) for problem in self.held_out)
-
-    def _refuse_known_questions(self) -> None:
-        """Accuracy on questions that were learnt from would tell nothing."""
-        known = {_plain(problem.question) for problem in self._pool()}
-        for split, n in (("dev", self.config.eval_questions), ("test", self.config.test_questions)):
-            texts = self.task.texts_only(split, n) if n else []
-            if shared := sum(_plain(text) in known for text in texts):
-                raise DataError(
-                    f"{shared} of {len(texts)} questions of split {split} are training questions too; expected others: for "
-                    "your own questions a folder with train.jsonl, dev.jsonl and test.jsonl, or fewer train_questions"
-                )
 
     def _round(self, number: int) -> _Candidate:
         """All that a round does up to its gate."""
@@ -175,9 +163,9 @@ class _Loop:
         """Stage 1: what this round searches."""
         if not self._done(here, "questions"):
             with self._stage(here, "questions") as facts:
-                chosen = self._training_questions(number)
-                chosen += [Chosen(p, "imagined") for p in self._imagined(here, number, [c.problem for c in chosen])]
-                chosen += [Chosen(p, "unlabelled") for p in self._unlabelled(number)]
+                chosen = self.questions.given(number)
+                chosen += self._imagined(here, number, [one.problem for one in chosen])
+                chosen += self.questions.unlabelled(number)
                 here.questions.write(_question_row(one.problem, one.source, one.pass_rate) for one in chosen)
                 facts |= Counter(one.source for one in chosen)
         return [
@@ -185,42 +173,17 @@ class _Loop:
             for row in here.questions.read()
         ]
 
-    def _pool(self) -> list[Problem]:
-        """The training questions of the whole run."""
-        return self.task.load("train", self.config.train_questions * self.config.num_rounds)
-
-    def _training_questions(self, number: int) -> list[Chosen]:
-        pool = self._pool()
-        unlabelled = [p.id for p in pool if p.gold is None]
-        if unlabelled:
-            raise DataError(
-                f"training question {unlabelled[0]} has no answer; expected one for every training question (questions "
-                "without answers go into the file `unlabelled`)"
-            )
-        rates = pass_rates(self.directory.round(i).rows("trajectories").read() for i in range(1, number))
-        seed = derive_seed(self.config.seed, "questions", number)
-        return choose(pool, rates, self.config.train_questions, self.config.curriculum, seed)
-
-    def _imagined(self, here: RoundDirectory, number: int, parents: list[Problem]) -> list[Problem]:
-        """New questions from this round's, none of them near a held-out or a test question."""
-        config = replace(self.config.imagine, max_candidates=self.config.imagined_questions or None)
+    def _imagined(self, here: RoundDirectory, number: int, parents: list[Problem]) -> list[Chosen]:
+        """New questions made of this round's."""
         if not self.config.imagined_questions:
             return []
-        seed = derive_seed(self.config.seed, "imagine", number)
-        kept_away = self._kept_away()
         with self._stage(here, "imagine") as facts, self._writer() as policy:
-            made = imagine_questions(parents, config, policy, kept_away, self._pool(), here.imagined, seed, self.reporter)
+            made = self.questions.imagined(here, number, parents, policy)
             candidates = here.imagined.read()
             facts |= counts(candidates)
             if policy:
                 facts["usage"] = asdict(spent(candidates))
         return made
-
-    def _kept_away(self) -> list[str]:
-        """Texts that new questions must not be near: the splits whole, and of endless ones what is answered."""
-        n = {"dev": self.config.eval_questions, "test": self.config.test_questions}
-        texts = [self.task.texts_only(split, limit) for split, asked in n.items() for limit in (None, asked) if limit != 0]
-        return list(dict.fromkeys(text for found in texts for text in found))
 
     @contextmanager
     def _writer(self) -> Iterator[LMPolicy | None]:
@@ -233,24 +196,6 @@ class _Loop:
         else:
             with Solver(replace(self.models, engine=replace(self.models.engine, model=imagine.model))) as solver:
                 yield solver.policy
-
-    def _unlabelled(self, number: int) -> list[Problem]:
-        """The next of the user's questions without answers, but those near a held-out or test question.
-
-        Answers that the file has all the same are not looked at.
-        """
-        if self.config.unlabelled is None:
-            return []
-        n, overlap = self.config.unlabelled_questions, self.config.imagine.overlap
-        found = JsonlTask(self.config.unlabelled).load("train", n * number)[n * (number - 1) :]
-        kept_away = OverlapIndex(self._kept_away() if found else [], overlap.ngram, overlap.mask_numbers)
-        far = [p for p in found if kept_away.nearest(p.question)[0] < overlap.threshold]
-        if len(far) < len(found):
-            self.reporter.say(
-                f"round {number}: {len(found) - len(far)} of {len(found)} unlabelled questions are left out: near "
-                "a held-out or test question (imagine.overlap)"
-            )
-        return [Problem(f"unlabelled-{p.id}", p.question) for p in far]
 
     # Search and rows
 
@@ -470,11 +415,6 @@ class _Loop:
         facts["seconds"] = round(time.perf_counter() - started, 1)
         if is_main_process():
             here.note(name, facts)
-
-
-def _plain(question: str) -> str:
-    """A text in lower case, with single blanks."""
-    return " ".join(question.lower().split())
 
 
 def _question_row(problem: Problem, source: str, pass_rate: float | None) -> dict[str, Any]:
