@@ -161,18 +161,21 @@ def report(argv: list[str]) -> None:
 def compare(argv: list[str]) -> None:
     """Two runs on the same questions, round against round."""
     from llm_mcts.store import RunDirectory
-    from trainers.reporting.compare import compare_runs, comparison_table
+    from trainers.reporting.compare import compare_runs, comparison_table, other_settings
     from trainers.reporting.facts import read_run
 
     parser = _parser("compare", "llm-mcts compare runs/sft runs/imagine", settings=False)
     parser.add_argument("a", type=Path, help="a run directory")
     parser.add_argument("b", type=Path, help="the one that is held against it")
     args = _parse_own(parser, argv)
-    found = compare_runs(*(read_run(RunDirectory.existing(run)) for run in (args.a, args.b)))
+    a, b = (read_run(RunDirectory.existing(run)) for run in (args.a, args.b))
+    found = compare_runs(a, b)
     if args.json:
         print(json.dumps([one.to_dict() for one in found]))
-    else:
-        print(comparison_table(found, args.a.name, args.b.name))
+        return
+    print(comparison_table(found, *((a.name, b.name) if a.name != b.name else (str(args.a), str(args.b)))))
+    if others := other_settings(a, b):
+        print(f"The runs have other settings for {', '.join(others)}: what is compared are searches too.")
 
 
 def train(argv: list[str]) -> None:

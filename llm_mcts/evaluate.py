@@ -167,7 +167,7 @@ def check_label(label: str) -> None:
     Raises:
         ConfigError: the label is named.
     """
-    if not re.fullmatch(r"[\w.+-]+", label) or label.startswith("."):
+    if not isinstance(label, str) or not re.fullmatch(r"[\w.+-]+", label) or label.startswith("."):
         raise ConfigError(f"method label {label!r} is not usable; expected letters, digits, '_', '-', '+' and '.'")
 
 

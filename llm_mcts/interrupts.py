@@ -6,6 +6,7 @@ so that locks, trees and sessions are put in order on the way out. A signal that
 
 import contextlib
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -64,7 +65,8 @@ def end(error: BaseException, argv: Sequence[str]) -> int | None:
     if isinstance(error, KeyboardInterrupt):
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the tasks that were cut would tell of it as well
-        tell(f"interrupted ({signal.Signals(signum).name}); {what_next(argv)}")
+        if os.environ.get("RANK", "0") == "0":  # of several processes that a launcher started the first one tells
+            tell(f"interrupted ({signal.Signals(signum).name}); {what_next(argv)}")
         return 128 + int(signum)
     if (what := exhausted(error)) is None:
         return None

@@ -15,8 +15,9 @@ from llm_mcts.errors import DataError
 class Journal:
     """A JSON-lines file that grows a record at a time in `PATH.part` and is renamed to PATH when complete."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, remedy: str = "delete it to make it anew") -> None:
+        """`remedy`: what to do where the file is broken or gone."""
+        self.path, self._remedy = path, remedy
         self._part = path.with_name(path.name + ".part")
 
     @property
@@ -37,6 +38,16 @@ class Journal:
         """All whole records so far, complete or not."""
         return list(self._parsed(self._lines()))
 
+    def whole(self) -> list[dict[str, Any]]:
+        """All records of a file that is complete.
+
+        Raises:
+            DataError: it is not there, or broken.
+        """
+        if not self.complete:
+            raise DataError(f"{self.path} is gone, and its stage was finished; {self._remedy}")
+        return self.read()
+
     def heads(self) -> list[dict[str, Any]]:
         """All whole records so far without their trees, which come last and are nearly all there is to read."""
         parts = (line.partition(b', "tree": {') for line in self._lines())
@@ -49,9 +60,12 @@ class Journal:
             return []
         try:
             raw = file.read_bytes()
-            return (gzip.decompress(raw) if file.suffix == ".gz" else raw).split(b"\n")[:-1]
+            *lines, rest = (gzip.decompress(raw) if file.suffix == ".gz" else raw).split(b"\n")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{file} is broken ({error}); delete it to make it anew") from error
+            raise DataError(f"{file} is broken ({error}); {self._remedy}") from error
+        if rest and self.complete:  # a file that is under way may end in half a record
+            raise DataError(f"{file}:{len(lines) + 1}: half a record; {self._remedy}")
+        return lines
 
     def _parsed(self, lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, 1):
@@ -59,7 +73,8 @@ class Journal:
                 yield json.loads(line)
             except ValueError as error:
                 file = self.path if self.complete else self._part
-                raise DataError(f"{file}:{number}: broken record ({error}); delete the line to make it anew") from error
+                remedy = self._remedy if self.complete else "delete the line to make it anew"
+                raise DataError(f"{file}:{number}: broken record ({error}); {remedy}") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record and flush it to disk.

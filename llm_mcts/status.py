@@ -1,6 +1,7 @@
 """Where runs stand, read from their directories alone: nothing is loaded, locked or changed.
 
-state      running (a process holds the lock), finished (the report is there), failed (the last session said so), stopped
+state      running (a process holds the lock), finished (the last session said so, and the report is there), failed (it said
+           that), stopped, broken (a file of the run cannot be read)
 stages     what finished stages noted: seconds and tokens
 under way  the stage behind the last finished one, with n of m from its journals
 time left  each stage still to come costs what it cost in the rounds before (their mean); the one under way the share of
@@ -17,13 +18,13 @@ from typing import Any, Literal
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.journal import Journal
 from llm_mcts.locks import told
-from llm_mcts.store import RoundDirectory, RunDirectory
+from llm_mcts.store import RoundDirectory, RunDirectory, run_files
 from llm_mcts.types import Usage
 
-State = Literal["running", "finished", "failed", "stopped"]
+State = Literal["running", "finished", "failed", "stopped", "broken"]
 CRITICS = ("value", "prm", "orm")
 STAGES = ("imagine", "questions", "search", "rows", *CRITICS, "policy", "evaluate", "gate")
 """A round's stages in order. Some runs leave some out."""
@@ -78,14 +79,23 @@ class RunStatus:
 
 
 def find_runs(folder: Path) -> list[RunStatus]:
-    """The runs in a folder, by name.
+    """The runs in a folder, by name; of a broken one only what is wrong with it.
 
     Raises:
         ConfigError: no such folder.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; expected one with run directories, as llm-mcts runs FOLDER")
-    return [run_status(path) for path in sorted(folder.iterdir()) if _is_run(path)]
+    return [found for path in sorted(folder.iterdir()) if (found := _status_or_why_not(path))]
+
+
+def _status_or_why_not(path: Path) -> RunStatus | None:
+    """None for what is no self-improvement run."""
+    try:
+        with run_files(path):
+            return _run_status(path) if _is_run(path) else None
+    except DataError as error:
+        return RunStatus(path.resolve().name, "broken", str(error), 0, 0, (), (), {}, 0, 0.0, None, "run")
 
 
 def _is_run(path: Path) -> bool:
@@ -100,8 +110,13 @@ def run_status(path: Path) -> RunStatus:
         ConfigError: no run is there.
         DataError: a file of the run is broken.
     """
-    if not _is_run(path):
-        raise ConfigError(f"{path} holds no self-improvement run; expected the --out of llm-mcts self-improve")
+    with run_files(path):
+        if not _is_run(path):
+            raise ConfigError(f"{path} holds no self-improvement run; expected the --out of llm-mcts self-improve")
+        return _run_status(path)
+
+
+def _run_status(path: Path) -> RunStatus:
     run = RunDirectory(path)
     config = run.config()
     rounds = run.rounds()
@@ -133,7 +148,7 @@ def _state(run: RunDirectory) -> tuple[State, str]:
     outcome = sessions[-1].get("outcome")
     if who := run.holder:
         return "running", told(who)
-    if run.report_file.exists():
+    if outcome == "finished" and run.report_file.exists():
         return "finished", f"the report is in {run.path}"
     if outcome and outcome.startswith("failed"):
         return "failed", outcome.partition(": ")[2]

@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +60,25 @@ def load_tree(path: Path) -> Tree:
     return tree
 
 
+_REMEDY = "put it back, or delete it and, in metrics.jsonl beside it, its stage's line and all after that, and --resume"
+
+
+@contextlib.contextmanager
+def run_files(path: Path) -> Iterator[None]:
+    """Reading the files of a run that somebody may have edited: valid JSON of another form ends in one line.
+
+    Raises:
+        DataError: a file has another form than a run gave it.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"a file of the run {path} has another form than it was given ({type(error).__name__}: {error}); put it back as "
+            "the run wrote it"
+        ) from error
+
+
 class RoundDirectory:
     """The files of one round."""
 
@@ -69,21 +88,21 @@ class RoundDirectory:
     @property
     def imagined(self) -> Journal:
         """New questions, kept and refused: {"id", "question", "kind", "parent", "kept", "reason"}."""
-        return Journal(self.path / "imagined.jsonl")
+        return Journal(self.path / "imagined.jsonl", _REMEDY)
 
     @property
     def questions(self) -> Journal:
         """What is searched: {"id", "question", "gold", "source", "pass_rate"}."""
-        return Journal(self.path / "questions.jsonl")
+        return Journal(self.path / "questions.jsonl", _REMEDY)
 
     @property
     def trees(self) -> Journal:
         """The searched trees, one a question: {**Record, "tree"}; a question that failed has no tree."""
-        return Journal(self.path / "trees.jsonl.gz")
+        return Journal(self.path / "trees.jsonl.gz", _REMEDY)
 
     def rows(self, trainer: str) -> Journal:
         """The rows of one trainer."""
-        return Journal(self.path / "rows" / f"{trainer}.jsonl")
+        return Journal(self.path / "rows" / f"{trainer}.jsonl", _REMEDY)
 
     def checkpoint(self, name: str) -> Path:
         """The folder of one trained model."""
@@ -91,11 +110,11 @@ class RoundDirectory:
 
     def evaluation(self, method: str) -> Journal:
         """The records of one method on the held-out questions."""
-        return Journal(self.path / "eval" / f"{method}.jsonl")
+        return Journal(self.path / "eval" / f"{method}.jsonl", _REMEDY)
 
     def test(self, method: str) -> Journal:
         """The records of one method on the test questions, which the final report alone asks for."""
-        return Journal(self.path / "test" / f"{method}.jsonl")
+        return Journal(self.path / "test" / f"{method}.jsonl", _REMEDY)
 
     def methods(self, split: Literal["eval", "test"]) -> list[str]:
         """The methods with records on a split, begun or complete, by name."""
@@ -117,7 +136,7 @@ class RoundDirectory:
         Raises:
             DataError: the file is broken.
         """
-        lines = self.metrics_file.read_bytes().split(b"\n")[:-1] if self.metrics_file.exists() else []
+        lines = [line for line in self.metrics_file.read_bytes().split(b"\n") if line] if self.metrics_file.exists() else []
         try:
             return list({row["stage"]: row for row in map(json.loads, lines)}.values())
         except (ValueError, KeyError, TypeError) as error:
@@ -132,6 +151,8 @@ class RoundDirectory:
     def note(self, stage: str, metrics: Mapping[str, Any]) -> None:
         """Mark a stage finished, with its numbers."""
         before = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        if before and not before.endswith(b"\n"):  # edited by hand
+            before += b"\n"
         write_atomically(self.metrics_file, before + json.dumps({"stage": stage, **metrics}).encode() + b"\n")
 
 
@@ -203,8 +224,9 @@ class RunDirectory:
 
     def _clear_leftovers(self) -> None:
         """Remove what a kill left behind: halves of files, and records of journals that were just completed."""
-        for scratch in self.path.rglob("*.tmp"):
-            scratch.unlink()
+        for scratch in self.path.rglob("*.*.tmp"):
+            if scratch.is_file():
+                scratch.unlink()
         for part in self.path.rglob("*.part"):
             if part.is_file() and part.with_suffix("").exists():
                 part.unlink()
@@ -290,7 +312,8 @@ class RunDirectory:
 
     def rounds(self) -> list[RoundDirectory]:
         """The rounds that have begun, the start first."""
-        return [RoundDirectory(path) for path in sorted(self.path.glob("round_[0-9]*")) if path.is_dir()]
+        found = sorted(path for path in self.path.glob("round_*") if re.fullmatch(r"round_\d{3,}", path.name) and path.is_dir())
+        return [RoundDirectory(path) for path in found]
 
     def tree_page(self, number: int, id_: str) -> Path:
         """The page of a round's tree; characters of the question's id that a file name should not have are replaced."""

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from critics.modeling import LoraSpec
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.store import place_folder
 from trainers.encoding import Encoded, EncodedGroup, EncodedPair, collate
-from trainers.processes import is_main_process, launched_processes, wait_for_all
+from trainers.processes import is_main_process, launched_on_cpus, wait_for_all
 from trainers.terms import Counts, Loss, counted, items
 from trainers.tracking import Tracking, tracker
 
@@ -38,7 +39,7 @@ class TrainConfig:
     accumulation: int = 1
     """Forwards per optimiser step, at least 1."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises, in [0, 1). AlphaLLM: 0.1."""
+    """Share of the steps in which the learning rate rises from 0, in [0, 1); less than one step: it does not. AlphaLLM: 0.1."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     max_length: int = 1024
@@ -55,8 +56,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "batch_size", "accumulation", "max_length", "log_every"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected above 0")
+            if not 0 < getattr(self, name) < inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
+        if not 0 <= self.weight_decay < inf:
+            raise ConfigError(f"weight_decay is {self.weight_decay}; expected a finite number, at least 0")
         if self.tracking not in get_args(Tracking):
             raise ConfigError(f"tracking is '{self.tracking}'; expected one of {', '.join(get_args(Tracking))}")
         if not 0 <= self.warmup < 1:
@@ -127,8 +130,7 @@ def _run_trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        # Without being told, processes that find no accelerator would each train alone.
-        use_cpu=launched_processes() > 1 and not torch.accelerator.is_available(),
+        use_cpu=launched_on_cpus(),
         seed=seed,
         data_seed=seed,
     )

@@ -66,6 +66,15 @@ class LossTrainer(Trainer):  # type: ignore[misc]
             make_whole(self.model)
         return self.step_losses
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule; where the warm-up's share is less than one step there is none.
+
+        transformers rounds it up to one step, whose rate is 0: a training of a single step would change nothing.
+        """
+        if self.args.warmup_steps * num_training_steps < 1:
+            self.args.warmup_steps = 0
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _check_launch(self) -> None:
         kind, joined, launched = self.accelerator.distributed_type, self.accelerator.num_processes, launched_processes()
         sharding = self.accelerator.state.fsdp_plugin if kind is DistributedType.FSDP else None

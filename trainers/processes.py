@@ -17,6 +17,11 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_on_cpus() -> bool:
+    """Whether several processes were launched and there is no accelerator: without being told, each would train alone."""
+    return launched_processes() > 1 and not torch.accelerator.is_available()
+
+
 def wait_for_all() -> None:
     """Return when all processes are here."""
     if _launched():

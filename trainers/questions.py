@@ -53,12 +53,7 @@ class Questions:
             DataError: one has no answer.
         """
         pool = self.pool
-        unlabelled = [p.id for p in pool if p.gold is None]
-        if unlabelled:
-            raise DataError(
-                f"training question {unlabelled[0]} has no answer; expected one for every training question (questions "
-                "without answers go into the file `unlabelled`)"
-            )
+        refuse_unanswered(pool, "train", " (questions without answers go into the file `unlabelled`)")
         rates = pass_rates(self.directory.round(i).rows("trajectories").read() for i in range(1, number))
         seed = derive_seed(self.config.seed, "questions", number)
         return choose(pool, rates, self.config.train_questions, self.config.curriculum, seed)
@@ -88,11 +83,33 @@ class Questions:
             )
         return [Chosen(Problem(f"unlabelled-{p.id}", p.question), "unlabelled") for p in far]
 
+    def check_unlabelled(self) -> None:
+        """Read the file of questions without answers.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if self.config.unlabelled is not None:
+            JsonlTask(self.config.unlabelled).load("train")
+
     def _kept_away(self) -> list[str]:
         """Texts that new questions must not be near: the splits whole, and of endless ones what is answered."""
         n = {"dev": self.config.eval_questions, "test": self.config.test_questions}
         texts = [self.task.texts_only(split, limit) for split, asked in n.items() for limit in (None, asked) if limit != 0]
         return list(dict.fromkeys(text for found in texts for text in found))
+
+
+def refuse_unanswered(problems: list[Problem], split: str, remedy: str = "") -> None:
+    """Without its answer a question could neither teach nor be judged.
+
+    Raises:
+        DataError: one has no answer.
+    """
+    if unanswered := [p.id for p in problems if p.gold is None]:
+        raise DataError(
+            f"{len(unanswered)} of {len(problems)} questions of split {split} have no answer, {unanswered[0]} for one; "
+            f"expected an answer for each{remedy}"
+        )
 
 
 def _plain(question: str) -> str:

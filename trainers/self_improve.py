@@ -11,6 +11,7 @@ Only mechanics live here: searches, losses, rows and file names have their own m
 """
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 
 from critics.modeling import KINDS, Kind
 from llm_mcts.engines.base import Swaps
+from llm_mcts.errors import DataError, ModelError
 from llm_mcts.evaluate import solve_into
 from llm_mcts.policy import LMPolicy
 from llm_mcts.progress import Reporter
@@ -42,10 +44,11 @@ from trainers.gate import Verdict, decide, should_stop
 from trainers.imagine import counts, spent
 from trainers.policy import Lesson, train_policy
 from trainers.processes import is_main_process
-from trainers.questions import Questions
+from trainers.questions import Questions, refuse_unanswered
 from trainers.replay import replayed, trajectories
 from trainers.report import write_reports
 from trainers.run_config import SelfImproveConfig
+from trainers.tracking import check_tracking
 
 __all__ = ["SelfImproveConfig", "self_improve"]
 
@@ -95,6 +98,7 @@ class _Loop:
         self.models = config.solver
         """The solver configuration that stands: its policy and critics passed the gate."""
         self._loaded: tuple[SolverConfig, Solver] | None = None
+        self._launcher = os.getppid()
 
     def run(self) -> dict[str, Any]:
         """All rounds, then the test and the report."""
@@ -138,10 +142,18 @@ class _Loop:
         models = {"policy": solver.engine.model, "value": critics.value, "prm": critics.prm, "orm": critics.orm}
         parents = {name: hash_model(model) for name, model in models.items() if model}
         self.directory.write_manifest({"seed": self.config.seed, "data": data, "parents": parents})
-        self.questions.refuse_known()
+        self._check_beforehand()
         start = self.directory.round(0)
         if not start.questions.complete:
             start.questions.write(_question_row(problem, "held-out", None) for problem in self.held_out)
+
+    def _check_beforehand(self) -> None:
+        """Find out now what would end the run hours later."""
+        self.questions.refuse_known()
+        refuse_unanswered(self.held_out, "dev")
+        self.questions.check_unlabelled()
+        for kind in (*self.config.critics, "policy"):
+            check_tracking(getattr(self.config, kind).tracking)
 
     def _round(self, number: int) -> _Candidate:
         """All that a round does up to its gate."""
@@ -170,7 +182,7 @@ class _Loop:
                 facts |= Counter(one.source for one in chosen)
         return [
             Chosen(Problem(row["id"], row["question"], row["gold"]), row["source"], row["pass_rate"])
-            for row in here.questions.read()
+            for row in here.questions.whole()
         ]
 
     def _imagined(self, here: RoundDirectory, number: int, parents: list[Problem]) -> list[Chosen]:
@@ -218,7 +230,7 @@ class _Loop:
             names = ("policy", *KINDS, "trajectories")
             rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
             refused: Counter[str] = Counter()
-            searched = [record for record in here.trees.read() if "tree" in record]
+            searched = [record for record in here.trees.whole() if "tree" in record]
             for record in searched:
                 chosen, tree = by_id[record["id"]], Tree.from_dict(record["tree"])
                 problem, reason = self._with_answer(chosen.problem, tree)
@@ -279,7 +291,7 @@ class _Loop:
                     head, losses, prompt = self.config.head, self.config.critic_loss, self.models.prompt
                     facts |= train_critic(kind, rows, start, folder, config, head, prompt, seed, losses, logs=here.logs(kind))
             self._told(here, kind, facts)
-        return folder if folder.exists() else None
+        return self._trained(here, kind, kind)
 
     def _train_policy(
         self, here: RoundDirectory, number: int, models: SolverConfig, questions: Sequence[Chosen]
@@ -296,15 +308,25 @@ class _Loop:
                 lesson = Lesson(rows, labelled, self.task, replace(models, engine=engine), seed, here.logs("policy"))
                 facts |= train_policy(loss, lesson, folder, value, self.config.policy, self.config.head)
             self._told(here, "policy", facts)
-        if not folder.exists():
+        if not self._trained(here, "policy", "policy"):
             return models
-        if loss.method == "joint":
+        if loss.method == "joint" and self._trained(here, "policy", "value"):
             models = replace(models, critics=replace(models.critics, value=str(value)))
         return replace(models, engine=replace(models.engine, model=str(folder)))
 
+    def _trained(self, here: RoundDirectory, stage: str, name: str) -> Path | None:
+        """The checkpoint that a finished stage left; None where it had nothing to learn from."""
+        folder = here.checkpoint(name)
+        if not folder.exists() and "loss" in (here.metric(stage) or {}):
+            raise DataError(
+                f"{folder} is gone, and stage {stage} trained it; put it back, or delete the stage's line and all after it in "
+                f"{here.metrics_file}, and --resume"
+            )
+        return folder if folder.exists() else None
+
     def _training_rows(self, here: RoundDirectory, number: int, name: str) -> tuple[list[Any], int]:
         """A trainer's rows, this round's and earlier ones; how many are earlier ones."""
-        fresh = here.rows(name).read()
+        fresh = here.rows(name).whole()
         earlier = [self.directory.round(i).rows(name).read() for i in range(number - 1, 0, -1)]
         old = replayed(fresh, earlier, self.config.replay, derive_seed(self.config.seed, "replay", name, number))
         return [row_from_dict(dict(row)) for row in (*fresh, *old)], len(old)
@@ -342,7 +364,7 @@ class _Loop:
 
     def _records(self, here: RoundDirectory) -> dict[str, list[Record]]:
         """What every method answered on the held-out questions."""
-        return {label: [Record.from_dict(row) for row in here.evaluation(label).read()] for label in self.config.methods}
+        return {label: [Record.from_dict(row) for row in here.evaluation(label).whole()] for label in self.config.methods}
 
     def _test(self, candidates: Sequence[_Candidate]) -> None:
         """The last stage: test questions, read here for the first time, with the models of every round."""
@@ -350,6 +372,7 @@ class _Loop:
             return
         self.task.open_test()
         problems = self.task.load("test", self.config.test_questions)
+        refuse_unanswered(problems, "test")
         asked = [(problem, "held-out") for problem in self.held_out] + [(problem, "test") for problem in problems]
         self.directory.round(0).questions.write(_question_row(problem, source, None) for problem, source in asked)
         seed = derive_seed(self.config.seed, "test")
@@ -403,6 +426,8 @@ class _Loop:
     def _done(self, here: RoundDirectory, name: str) -> dict[str, Any] | None:
         """What a stage noted; None where it is to be done, which is the first process's part: the others wait for it."""
         while not (noted := here.metric(name)) and not is_main_process():
+            if os.getppid() != self._launcher:
+                raise ModelError("the launcher of this process is gone; expected it alive: start again with --resume")
             time.sleep(_LOOK_AGAIN)
         return noted
 

@@ -29,16 +29,25 @@ def tracker(tracking: Tracking, logs: Path | None) -> Iterator[list[Any]]:
     if tracking == "none" or logs is None:
         yield []
         return
-    spec = find_spec(tracking)
-    if spec is None or spec.origin is None:  # a mere folder of that name, such as wandb's own files, has no origin
-        raise ConfigError(
-            f"tracking is '{tracking}', and no package of that name is there; pip install {tracking}, or set tracking to none"
-        )
+    check_tracking(tracking)
     if tracking == "tensorboard":
         yield [_tensorboard(logs)]
         return
     with _wandb_run(logs) as callback:
         yield [callback]
+
+
+def check_tracking(tracking: Tracking) -> None:
+    """Refuse what cannot be tracked with.
+
+    Raises:
+        ConfigError: the package is not there.
+    """
+    spec = None if tracking == "none" else find_spec(tracking)
+    if tracking != "none" and (spec is None or spec.origin is None):  # a mere folder, such as wandb's own files, has no origin
+        raise ConfigError(
+            f"tracking is '{tracking}', and no package of that name is there; pip install {tracking}, or set tracking to none"
+        )
 
 
 def _tensorboard(logs: Path) -> Any:

@@ -10,6 +10,7 @@ from critics.modeling import HeadConfig, Kind
 from llm_mcts.engines.base import EMBEDDED
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.prompts import PromptConfig
+from llm_mcts.store import make_folder
 from llm_mcts.tasks.jsonl import read_jsonl
 from trainers.base import TrainConfig
 from trainers.critic import train_critic
@@ -79,6 +80,7 @@ def train_from_file(kind: str, file: Path, out: Path, job: TrainJob) -> Metrics:
     done = out / "value" if kind == "joint" else out  # its last part: a run that was stopped before may be run again
     if done.exists():
         raise ConfigError(f"{done} exists already; choose another --out")
+    make_folder(out.parent)
     logs = out.parent / "logs" / out.name
     if kind in POLICY:
         expected, run = POLICY[kind]

@@ -42,15 +42,20 @@ class JsonlTask(AnswerTask):
 
     def _problem(self, file: Path, number: int, row: dict[str, Any]) -> Problem:
         question, answer = row.get("question"), row.get("answer")
-        if not isinstance(question, str) or not question.strip():
+        if not isinstance(question, str) or not question.strip() or not _is_text(question):
             raise DataError(f'{file}:{number}: no "question"; expected a text that is not empty')
-        if answer is not None and not isinstance(answer, str | int | float):
+        if isinstance(answer, bool) or (answer is not None and not isinstance(answer, str | int | float)):
             raise DataError(f'{file}:{number}: "answer" is {answer!r}; expected a text or a number')
         text = None if answer is None else str(answer)
         gold = None if text is None else extract_answer(text) or normalise_answer(text) or None
         solution = text if text is not None and "\n" in text else None
         id_ = row.get("id")
         return Problem(f"{file.stem}-{number}" if id_ is None else str(id_), question.strip(), gold, solution)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written: half a surrogate pair cannot."""
+    return all(not 0xD800 <= ord(c) <= 0xDFFF for c in text)
 
 
 def read_jsonl(file: Path, exact: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -60,7 +65,7 @@ def read_jsonl(file: Path, exact: bool = False) -> Iterator[tuple[int, dict[str,
         DataError: no such file, or a line that is no JSON object; the message names file and line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {file}: {error}; expected a UTF-8 file with one JSON object a line") from error
     for number, line in enumerate(lines, 1):
@@ -72,6 +77,8 @@ def read_jsonl(file: Path, exact: bool = False) -> Iterator[tuple[int, dict[str,
             raise DataError(
                 f"{file}:{number}: not JSON ({error.msg} at column {error.colno}); expected one object a line"
             ) from error
+        except (ValueError, RecursionError) as error:  # thousands of digits, thousands of brackets
+            raise DataError(f"{file}:{number}: cannot be read ({error}); expected one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f"{file}:{number}: a {type(row).__name__}; expected a JSON object")
         yield number, row

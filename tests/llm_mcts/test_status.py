@@ -125,6 +125,37 @@ def test_states(run: RunDirectory) -> None:
     assert found.tokens == 100 + 3 * 1200
 
 
+def test_a_report_on_the_way_finishes_nothing(run: RunDirectory) -> None:
+    start(run)
+    run.write_report({}, "")
+    run.close("failed: DataError: no rows")
+    assert run_status(run.path).state == "failed"
+
+
+def test_a_broken_run_does_not_hide_the_others(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start(run)
+    run.close()
+    for name, file, text in (
+        ("list", "config.yaml", "[1]"),
+        ("noise", "config.yaml", "{"),
+        ("sessions", "manifest.json", '{"sessions": [1]}'),
+        ("bogus", "round_000/metrics.jsonl", '{"stage": "search", "usage": {"bogus": 1}}\n'),
+    ):
+        folder = tmp_path / name
+        RunDirectory.open(folder, CONFIG, resume=False).close()
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(text)
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "config.yaml").write_text("task: {}\n")
+    states = {found.name: found.state for found in find_runs(tmp_path)}
+    assert states == {"first": "stopped", **dict.fromkeys(("noise", "sessions", "bogus"), "broken")}  # a list is no run's
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "broken" in capsys.readouterr().out
+    for name in ("list", "noise", "sessions", "bogus"):
+        assert main(["status", str(tmp_path / name)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_critics_that_are_not_trained_are_not_waited_for(tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path / "run", {**CONFIG, "critics": ["orm"]}, resume=False)
     start(run)

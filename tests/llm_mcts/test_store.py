@@ -179,6 +179,36 @@ def test_a_round_notes_its_stages(tmp_path: Path) -> None:
     assert here.metric("orm") is None
 
 
+def test_notes_edited_by_hand(tmp_path: Path) -> None:
+    here = RoundDirectory(tmp_path)
+    here.note("search", {"n": 1})
+    here.metrics_file.write_bytes(here.metrics_file.read_bytes() + b'{"stage": "rows"}')  # without a newline
+    assert [row["stage"] for row in here.metrics()] == ["search", "rows"]
+    here.note("value", {})
+    assert [row["stage"] for row in here.metrics()] == ["search", "rows", "value"]
+
+
+def test_what_a_finished_stage_left_must_be_there_and_whole(tmp_path: Path) -> None:
+    here = RoundDirectory(tmp_path)
+    rows = here.rows("policy")
+    with pytest.raises(DataError, match=r"policy\.jsonl is gone, .* metrics\.jsonl"):
+        rows.whole()
+    rows.write([{"a": 1}, {"a": 2}])
+    assert rows.whole() == [{"a": 1}, {"a": 2}]
+    rows.path.write_bytes(rows.path.read_bytes()[:-3])
+    with pytest.raises(DataError, match=r"policy\.jsonl:2: half a record; put it back"):
+        rows.whole()
+
+
+def test_the_users_own_files_stay(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "run", {"a": 1}, resume=False) as run:
+        (run.path / "notes.tmp").write_text("mine")
+        (run.path / "folder.jsonl.tmp").mkdir()
+        (run.path / "config.yaml.tmp").write_text("half")
+    with RunDirectory.open(tmp_path / "run", {"a": 1}, resume=True):
+        assert sorted(file.name for file in run.path.glob("*.tmp")) == ["folder.jsonl.tmp", "notes.tmp"]
+
+
 def test_names_of_the_files(tmp_path: Path) -> None:
     here = RunDirectory(tmp_path).round(2)
     assert here.path == tmp_path / "round_002"

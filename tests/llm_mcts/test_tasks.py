@@ -392,7 +392,19 @@ def test_jsonl_folder_has_a_file_a_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "7", '"text"', '{"question": ""}', '{"question": "  "}', '{"answer": "5"}', '{"question": "q", "answer": [5]}'],
+    [
+        '{"question": "q", "answer": %s}' % ("1" * 5000),
+        "[" * 100_000,
+        '{"question": "half a pair: \\ud800"}',
+        '{"question": "q", "answer": true}',
+        "{",
+        "7",
+        '"text"',
+        '{"question": ""}',
+        '{"question": "  "}',
+        '{"answer": "5"}',
+        '{"question": "q", "answer": [5]}',
+    ],
 )
 def test_jsonl_broken_line_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "mine.jsonl"
@@ -408,6 +420,12 @@ def test_jsonl_without_problems(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(DataError, match="holds no problem"):
         JsonlTask(str(file)).load("test")
+
+
+def test_jsonl_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"question": "1 + 1?", "answer": 2}\n')
+    assert [(p.question, p.gold) for p in JsonlTask(str(file)).load("test")] == [("1 + 1?", "2")]
 
 
 def test_jsonl_must_be_utf8(tmp_path: Path) -> None:

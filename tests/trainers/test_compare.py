@@ -67,6 +67,20 @@ def test_runs_on_other_questions_are_refused(tmp_path: Path) -> None:
         compare_runs(read_run(other), read_run(make_run(tmp_path / "c", CONFIG, {0: {"greedy": "+--"}})))
 
 
+def test_equal_ids_of_other_questions_are_refused_and_other_settings_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text, config in (("a", "one?", CONFIG), ("b", "two?", CONFIG), ("c", "one?", CONFIG.replace("mcts}", "beam}"))):
+        run = make_run(tmp_path / name / "run", config, {0: {"greedy": "+", "mcts": "+"}})
+        run.round(0).questions.write([{"id": "dev-0", "question": text, "gold": "1"}])
+    a, b, c = (str(tmp_path / name / "run") for name in "abc")
+    assert main(["compare", a, b]) == 2
+    assert "different held-out questions" in capsys.readouterr().err
+    assert main(["compare", a, c]) == 0
+    told = capsys.readouterr().out
+    assert f"A: {a}" in told.replace("\\", "") and "other settings for mcts:" in told
+
+
 def test_without_an_evaluation_in_common_there_is_nothing_to_compare(
     runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

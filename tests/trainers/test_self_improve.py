@@ -1,6 +1,7 @@
 """The gate and the report of the loop, on made-up evaluations."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,41 @@ def test_contradictions_are_told_before_the_search() -> None:
     with pytest.raises(ConfigError, match="puts noise on them"):
         load_config(SelfImproveConfig, noisy)
     load_config(SelfImproveConfig, {**noisy, "rows": {"targets": {"target": "visits"}}})
+
+
+def test_held_out_questions_need_answers(tmp_path: Path) -> None:
+    folder, task = tmp_path / "own", get_task("arith", level="easy")
+    folder.mkdir()
+    lines(folder / "train.jsonl", task.load("train", 6))
+    lines(folder / "dev.jsonl", [replace(p, gold=None) for p in task.load("dev", 2)])
+    with pytest.raises(DataError, match="2 of 2 questions of split dev have no answer"):
+        self_improve(
+            load_config(SelfImproveConfig, {**SMALL, "task": {"name": "jsonl", "path": str(folder)}}), tmp_path / "run"
+        )
+
+
+def test_what_would_end_a_run_later_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        self_improve(load_config(SelfImproveConfig, {**SMALL, "unlabelled": "/nowhere.jsonl"}), tmp_path / "unlabelled")
+    monkeypatch.setattr("trainers.tracking.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="tracking is 'tensorboard'"):
+        self_improve(load_config(SelfImproveConfig, SMALL), tmp_path / "tracking")
+    for name in ("unlabelled", "tracking"):
+        assert not RunDirectory(tmp_path / name).round(0).metrics()
+
+
+@pytest.mark.parametrize(
+    "gone", ["checkpoints/policy", "checkpoints/orm", "trees.jsonl.gz", "rows/policy.jsonl", "questions.jsonl"]
+)
+def test_what_is_gone_is_missed(gone: str, tmp_path: Path) -> None:
+    config = load_config(SelfImproveConfig, SMALL)
+    self_improve(config, tmp_path / "run")
+    here = RunDirectory(tmp_path / "run").round(1)
+    before = {"trees.jsonl.gz": "rows", "rows/policy.jsonl": "policy"}.get(gone, "evaluate")
+    notes = here.metrics_file.read_text().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(notes) if json.loads(line)["stage"] == before)
+    here.metrics_file.write_text("".join(notes[:place]))
+    path = here.path / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DataError, match=f"{path.name} is gone"):
+        self_improve(config, tmp_path / "run", resume=True)

@@ -7,6 +7,7 @@ are functions that are also applied to code with a planted error, which they mus
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,19 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_single_step_learns(tiny_model: Path, tmp_path: Path, fitted: list[Fitted]) -> None:
+    """A warm-up of one step would have no rate at all in it."""
+    for name, epochs in (("one", 1.0), ("many", 8.0)):
+        config = replace(FAST, epochs=epochs, batch_size=len(RIGHT), warmup=0.1)
+        assert train("sft", tiny_model, tmp_path / name, config)["steps"] == epochs
+        assert fitted[-1].moved()
+
+
 def test_configurations_out_of_range() -> None:
+    for name in ("epochs", "learning_rate", "weight_decay"):
+        for value in (nan, inf, -1.0):
+            with pytest.raises(ConfigError, match=f"{name} is {value}"):
+                TrainConfig(**{name: value})
     for name in ("epochs", "learning_rate", "batch_size", "accumulation", "max_length"):
         with pytest.raises(ConfigError, match=f"{name} is 0"):
             TrainConfig(**{name: 0})

@@ -1,11 +1,12 @@
 """Two runs on the same questions, round against round: an ablation's table, with paired intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_mcts.errors import DataError
 from llm_mcts.evaluate import PairedDifference, Score, paired_difference
+from llm_mcts.runner import Record
 from trainers.reporting.facts import SPLITS, Run, Split
 from trainers.reporting.figures import in_words
 from trainers.reporting.markdown import table
@@ -57,13 +58,24 @@ def _compared(a: Run, b: Run) -> Iterator[Compared]:
                 before, after = one.records(split, method), other.records(split, method)
                 if not before or not after:
                     continue
-                if [r.id for r in before] != [r.id for r in after]:
+                if _asked(a, before) != _asked(b, after):
                     raise DataError(
                         f"{a.name} and {b.name} answered different {SPLIT_NAMES[split]} questions; expected runs of one task, "
                         "with the same number of them"
                     )
                 of_a, of_b = (Score.of(method, records).accuracy for records in (before, after))
                 yield Compared(split, one.number, method, of_a, of_b, paired_difference(before, after))
+
+
+def _asked(run: Run, records: Sequence[Record]) -> list[tuple[str, str | None]]:
+    """The questions of records, with their texts where the run keeps them: ids alone may be another file's."""
+    return [(r.id, run.problems[r.id].question if r.id in run.problems else None) for r in records]
+
+
+def other_settings(a: Run, b: Run) -> list[str]:
+    """Methods that have one label in both runs and other settings."""
+    of_a, of_b = a.config.get("methods", {}), b.config.get("methods", {})
+    return [method for method in of_a if method in of_b and of_a[method] != of_b[method]]
 
 
 def comparison_table(found: list[Compared], a: str, b: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from llm_mcts.evaluate import PairedDifference, Score, paired_difference
 from llm_mcts.runner import Record
-from llm_mcts.store import RoundDirectory, RunDirectory
+from llm_mcts.store import RoundDirectory, RunDirectory, run_files
 from llm_mcts.types import Problem, Usage
 
 Split = Literal["eval", "test"]
@@ -105,7 +105,16 @@ class Run:
 
 
 def read_run(directory: RunDirectory) -> Run:
-    """Everything the report is made of, but trees and rows."""
+    """Everything the report is made of, but trees and rows.
+
+    Raises:
+        DataError: a file of the run is broken.
+    """
+    with run_files(directory.path):
+        return _read_run(directory)
+
+
+def _read_run(directory: RunDirectory) -> Run:
     config = directory.config() or {}
     on_disk = [int(here.path.name.removeprefix("round_")) for here in directory.rounds()]
     wanted = range(int(config.get("num_rounds", 0)) + 1)
