@@ -33,6 +33,8 @@ class LossTrainer(Trainer):  # type: ignore[misc]
     """A Trainer for `loss`, whose means are over `counts`."""
 
     def __init__(self, loss: Loss, counts: Counts, **given: Any) -> None:
+        self._model_config: Any = getattr(given["model"], "config", None)
+        self._use_cache = getattr(self._model_config, "use_cache", None)
         super().__init__(**given)
         self.loss, self.counts = loss, counts
         self.step_losses: list[float] = []
@@ -62,6 +64,8 @@ class LossTrainer(Trainer):  # type: ignore[misc]
                 "max_length, or set lora.rank above 0"
             ) from error
         self._check_weights()
+        if self._use_cache is not None:  # the Trainer turns it off, and a checkpoint would say so for good
+            self._model_config.use_cache = self._use_cache
         if self.accelerator.distributed_type is DistributedType.FSDP:
             make_whole(self.model)
         return self.step_losses

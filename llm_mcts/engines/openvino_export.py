@@ -186,6 +186,7 @@ def _convert(model: Any) -> Any:
 
     exporters = require("transformers.exporters.exporter_openvino")
     ids = torch.ones(2, 7, dtype=torch.long)
+    model.config.use_cache = True  # which a training may have left off, and the exporter's forward goes by
     with torch.no_grad():
         outputs = model(ids[:, :4], use_cache=True)
     # What goes in and comes out under one name becomes state: "cache" since transformers 5.24, "past_key_values" before.

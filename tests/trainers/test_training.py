@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig
 
 import trainers.critic
 import trainers.sft
@@ -249,6 +250,7 @@ def test_a_single_step_learns(tiny_model: Path, tmp_path: Path, fitted: list[Fit
         config = replace(FAST, epochs=epochs, batch_size=len(RIGHT), warmup=0.1)
         assert train("sft", tiny_model, tmp_path / name, config)["steps"] == epochs
         assert fitted[-1].moved()
+        assert AutoConfig.from_pretrained(tmp_path / name).use_cache is True  # as the model that it started from
 
 
 def test_configurations_out_of_range() -> None:
