@@ -114,7 +114,7 @@ def policy_rows(
         return [], {"no gold answer": 1}
     rows: Sequence[Row]
     if distills:
-        outcomes = config.targets.per_question if method == "joint" else 0
+        outcomes = config.targets.outcomes_per_question if method == "joint" else 0
         rows, refused = target_rows(tree, problem, task, config.targets, outcomes)
     elif method == "dpo":
         rows, refused = policy_pairs(tree, problem, task, config.pairs_per_question, config.preferences)

@@ -51,8 +51,10 @@ class TargetConfig:
     0 leaves out what the search never solved, whose visits and Q say little to the policy; a value model that is trained
     along learns of it all the same."""
     per_question: int = 16
-    """Prefixes kept of a question, those with most visits first, at least 1. Joint training takes as many more for the value
-    alone."""
+    """Prefixes kept of a question, those with most visits first, at least 1."""
+    outcomes_per_question: int = 2
+    """Joint training: so many prefixes more of a question for the value alone, at least 0. They make batches larger and the
+    policy's share of each smaller: with many of them let a step hold more rows, or the policy takes more and noisier steps."""
 
     def __post_init__(self) -> None:
         if self.target not in ("visits", "gumbel", "outcome"):
@@ -62,6 +64,8 @@ class TargetConfig:
         for name in ("c_visit", "c_scale", "c_outcome"):
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"targets.{name} is {getattr(self, name)}; expected a finite number, at least 0")
+        if self.outcomes_per_question < 0:
+            raise ConfigError(f"targets.outcomes_per_question is {self.outcomes_per_question}; expected at least 0")
         if self.min_visits < 1 or self.per_question < 1 or not 0 <= self.min_outcome <= 1:
             raise ConfigError(
                 f"targets with min_visits={self.min_visits}, per_question={self.per_question}, min_outcome={self.min_outcome}; "
