@@ -58,7 +58,7 @@ def _compared(a: Run, b: Run) -> Iterator[Compared]:
                 before, after = one.records(split, method), other.records(split, method)
                 if not before or not after:
                     continue
-                if _asked(a, before) != _asked(b, after):
+                if not _same_questions(a, before, b, after):
                     raise DataError(
                         f"{a.name} and {b.name} answered different {SPLIT_NAMES[split]} questions; expected runs of one task, "
                         "with the same number of them"
@@ -67,9 +67,12 @@ def _compared(a: Run, b: Run) -> Iterator[Compared]:
                 yield Compared(split, one.number, method, of_a, of_b, paired_difference(before, after))
 
 
-def _asked(run: Run, records: Sequence[Record]) -> list[tuple[str, str | None]]:
-    """The questions of records, with their texts where the run keeps them: ids alone may be another file's."""
-    return [(r.id, run.problems[r.id].question if r.id in run.problems else None) for r in records]
+def _same_questions(a: Run, before: Sequence[Record], b: Run, after: Sequence[Record]) -> bool:
+    """Equal ids, and equal texts where both runs keep them: ids alone may be another file's."""
+    if [r.id for r in before] != [r.id for r in after]:
+        return False
+    known = [r.id for r in before if r.id in a.problems and r.id in b.problems]
+    return all(a.problems[id_].question == b.problems[id_].question for id_ in known)
 
 
 def other_settings(a: Run, b: Run) -> list[str]:
