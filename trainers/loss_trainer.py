@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer
 
 from llm_mcts.errors import ConfigError, ModelError
-from trainers.processes import launched_processes, make_whole
+from trainers.processes import make_whole, refuse_a_part
 from trainers.terms import Batch, Counts, Loss, share
 
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
@@ -80,12 +80,9 @@ class LossTrainer(Trainer):  # type: ignore[misc]
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _check_launch(self) -> None:
-        kind, joined, launched = self.accelerator.distributed_type, self.accelerator.num_processes, launched_processes()
+        kind = self.accelerator.distributed_type
         sharding = self.accelerator.state.fsdp_plugin if kind is DistributedType.FSDP else None
-        if joined != launched:
-            raise ConfigError(
-                f"{launched} processes were launched and {joined} train together; expected all of them: see configs/accelerate"
-            )
+        refuse_a_part(self.accelerator.num_processes)
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not sharding:
             raise ConfigError(
                 "FSDP was launched and no GPU was found to shard over; expected one: see configs/accelerate/cpu_2.yaml"

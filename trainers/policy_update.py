@@ -25,7 +25,7 @@ from trainers.base import TrainConfig
 from trainers.encoding import Encoded, collate
 from trainers.language_model import load_policy, token_logits
 from trainers.losses import clipped_policy_gradient_loss, kl_penalty, policy_gradient_loss, token_logprobs
-from trainers.processes import launched_on_cpus, launched_processes
+from trainers.processes import launched_on_cpus, refuse_a_part
 
 if TYPE_CHECKING:
     from trainers.policy_gradient import PolicyGradientConfig
@@ -45,11 +45,7 @@ class PolicyUpdate:
         """Load `start`; with LoRA its weights stay and an adapter learns."""
         self.config, self.pg, self.seed = config, pg, seed
         self.accelerator = Accelerator(cpu=launched_on_cpus())
-        if (joined := self.accelerator.num_processes) != launched_processes():
-            raise ConfigError(
-                f"{launched_processes()} processes were launched and {joined} train together; expected all of them: see "
-                "configs/accelerate"
-            )
+        refuse_a_part(self.accelerator.num_processes)
         if (kind := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ConfigError(
                 f"accelerate is set to {kind.value}, which spreads weights over processes; expected one process, or several "

@@ -5,6 +5,8 @@ import os
 import torch
 from torch import nn
 
+from llm_mcts.errors import ConfigError
+
 
 def is_main_process() -> bool:
     """Whether this process writes and prints: the first of those launched, or the only one."""
@@ -20,6 +22,18 @@ def launched_processes() -> int:
 def launched_on_cpus() -> bool:
     """Whether several processes were launched and there is no accelerator: without being told, each would train alone."""
     return launched_processes() > 1 and not torch.accelerator.is_available()
+
+
+def refuse_a_part(joined: int) -> None:
+    """Refuse a training that only some of the launched processes have joined.
+
+    Raises:
+        ConfigError: `joined` is not the number that was launched.
+    """
+    if joined != (launched := launched_processes()):
+        raise ConfigError(
+            f"{launched} processes were launched and {joined} train together; expected all of them: see configs/accelerate"
+        )
 
 
 def wait_for_all() -> None:

@@ -54,7 +54,7 @@ class Questions:
         """
         pool = self.pool
         refuse_unanswered(pool, "train", " (questions without answers go into the file `unlabelled`)")
-        rates = pass_rates(self.directory.round(i).rows("trajectories").read() for i in range(1, number))
+        rates = pass_rates(self.directory.round(i).rows("trajectories").whole() for i in range(1, number))
         seed = derive_seed(self.config.seed, "questions", number)
         return choose(pool, rates, self.config.train_questions, self.config.curriculum, seed)
 

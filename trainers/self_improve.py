@@ -327,7 +327,8 @@ class _Loop:
     def _training_rows(self, here: RoundDirectory, number: int, name: str) -> tuple[list[Any], int]:
         """A trainer's rows, this round's and earlier ones; how many are earlier ones."""
         fresh = here.rows(name).whole()
-        earlier = [self.directory.round(i).rows(name).read() for i in range(number - 1, 0, -1)]
+        oldest = max(1, number - self.config.replay.rounds)
+        earlier = [self.directory.round(i).rows(name).whole() for i in range(number - 1, oldest - 1, -1)]
         old = replayed(fresh, earlier, self.config.replay, derive_seed(self.config.seed, "replay", name, number))
         return [row_from_dict(dict(row)) for row in (*fresh, *old)], len(old)
 
