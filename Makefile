@@ -40,7 +40,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # The openvino engine's tests, which need its packages; scripts/check_vllm.sh is the same for vLLM.
 check-openvino: $(VENV)/.installed-dev
 	$(BIN)/pip install -e ".[openvino]"
-	$(BIN)/python -m pytest tests/llm_mcts/engines/test_openvino_engine.py tests/contracts/test_engines.py
+	$(BIN)/python -m pytest tests/llm_mcts/engines/openvino/test_openvino_engine.py tests/contracts/test_engines.py
 
 # Other libraries that bench_tree.py can run beside this one, in an environment of their own.
 bench-peers:

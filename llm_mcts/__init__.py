@@ -6,10 +6,12 @@ result = Solver().solve("…")          # result.answer, .steps, .confidence, .t
 
 from typing import TYPE_CHECKING, Any
 
-from llm_mcts.types import Problem, SearchResult, State, Step, Usage
+from llm_mcts.result import SearchResult
+from llm_mcts.types import Problem, State, Step, Usage
 
 if TYPE_CHECKING:
-    from llm_mcts.solver import Solver, SolverConfig
+    from llm_mcts.settings import SolverConfig
+    from llm_mcts.solver import Solver
 
 __all__ = ["Problem", "SearchResult", "Solver", "SolverConfig", "State", "Step", "Usage"]
 __version__ = "0.1.0"

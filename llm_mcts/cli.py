@@ -32,7 +32,7 @@ import yaml
 
 from llm_mcts.config import load_config, settings_help
 from llm_mcts.errors import ConfigError, LLMMCTSError, suggest
-from llm_mcts.interrupts import MENDABLE, end, signals_raise, tell
+from llm_mcts.runs.interrupts import MENDABLE, end, signals_raise, tell
 
 C = TypeVar("C")
 
@@ -62,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def solve(argv: list[str]) -> None:
     """Answer one question."""
-    from llm_mcts.solver import Solver, SolverConfig
-    from llm_mcts.store import load_tree, make_folder, save_tree
+    from llm_mcts.runs.directory import load_tree, make_folder, save_tree
+    from llm_mcts.settings import SolverConfig
+    from llm_mcts.solver import Solver
     from llm_mcts.tree import Tree
 
     parser = _parser("solve", 'llm-mcts solve "Mia has 3 boxes with 4 shells each. How many shells does Mia have now?"')
@@ -93,7 +94,7 @@ def solve(argv: list[str]) -> None:
 def evaluate(argv: list[str]) -> None:
     """Accuracy of several searches on the same questions."""
     from llm_mcts.evaluate import EvaluateConfig, evaluate_methods
-    from llm_mcts.progress import Reporter
+    from llm_mcts.runs.progress import Reporter
 
     parser = _parser("evaluate", "llm-mcts evaluate --config configs/evaluate/arith.yaml --num_questions 100")
     parser.add_argument("--out", type=Path, help="folder for report.md, report.json, report.csv and the records")
@@ -107,9 +108,9 @@ def evaluate(argv: list[str]) -> None:
 
 def improve(argv: list[str]) -> None:
     """Self-improvement rounds."""
-    from llm_mcts.progress import Reporter
-    from trainers.processes import is_main_process
-    from trainers.self_improve import SelfImproveConfig, self_improve
+    from llm_mcts.runs.progress import Reporter
+    from trainers.fit.processes import is_main_process
+    from trainers.loop.self_improve import SelfImproveConfig, self_improve
 
     parser = _parser("self-improve", "llm-mcts self-improve --config configs/quickstart.yaml --out runs/first")
     parser.add_argument("--out", type=Path, required=True, help="the run directory")
@@ -123,7 +124,7 @@ def improve(argv: list[str]) -> None:
 
 def runs(argv: list[str]) -> None:
     """The runs in a folder: how far they are, how good, and what they have cost."""
-    from llm_mcts.status import find_runs, runs_table, show
+    from llm_mcts.runs.reading import find_runs, runs_table, show
 
     parser = _parser("runs", "llm-mcts runs runs", settings=False)
     parser.add_argument(
@@ -136,7 +137,7 @@ def runs(argv: list[str]) -> None:
 
 def status(argv: list[str]) -> None:
     """Where a run stands: stages done, the one under way, what it has cost, and how long it will take."""
-    from llm_mcts.status import run_status, show, status_table
+    from llm_mcts.runs.reading import run_status, show, status_table
 
     parser = _parser("status", "llm-mcts status runs/first", settings=False)
     parser.add_argument("run", type=Path, help="the run directory")
@@ -147,8 +148,8 @@ def status(argv: list[str]) -> None:
 
 def report(argv: list[str]) -> None:
     """Write a run's report.html, report.md and report.json anew, also while the run is under way."""
-    from llm_mcts.store import RunDirectory
-    from trainers.report import ReportConfig, write_reports
+    from llm_mcts.runs.directory import RunDirectory
+    from trainers.report.report import ReportConfig, write_reports
 
     parser = _parser("report", "llm-mcts report runs/first --trees_per_round 50")
     parser.add_argument("run", type=Path, help="the run directory")
@@ -160,9 +161,9 @@ def report(argv: list[str]) -> None:
 
 def compare(argv: list[str]) -> None:
     """Two runs on the same questions, round against round."""
-    from llm_mcts.store import RunDirectory
-    from trainers.reporting.compare import compare_runs, comparison_table, other_settings
-    from trainers.reporting.facts import read_run
+    from llm_mcts.runs.directory import RunDirectory
+    from trainers.report.compare import compare_runs, comparison_table, other_settings
+    from trainers.report.facts import read_run
 
     parser = _parser("compare", "llm-mcts compare runs/sft runs/imagine", settings=False)
     parser.add_argument("a", type=Path, help="a run directory")
@@ -180,8 +181,8 @@ def compare(argv: list[str]) -> None:
 
 def train(argv: list[str]) -> None:
     """One trainer on rows from a file."""
-    from trainers.processes import is_main_process
-    from trainers.train import TRAINERS, TrainJob, train_from_file
+    from trainers.fit.processes import is_main_process
+    from trainers.loop.train_command import TRAINERS, TrainJob, train_from_file
 
     parser = _parser("train", "llm-mcts train orm runs/first/round_001/rows/orm.jsonl --out models/orm")
     parser.add_argument("kind", choices=TRAINERS, help="what to train")
@@ -200,9 +201,9 @@ def train(argv: list[str]) -> None:
 
 def label(argv: list[str]) -> None:
     """Labels for a task's training questions, without people: outcomes, or steps by completions or from saved trees."""
-    from llm_mcts.progress import Reporter
-    from trainers.label import LabelConfig, told
-    from trainers.label import label as run
+    from llm_mcts.runs.progress import Reporter
+    from trainers.labels.command import LabelConfig, told
+    from trainers.labels.command import label as run
 
     parser = _parser("label", "llm-mcts label --method omega_prm --num_questions 100 --out labels")
     parser.add_argument("--out", type=Path, required=True, help="folder for the rows, the records and report.json")
@@ -214,8 +215,8 @@ def label(argv: list[str]) -> None:
 
 def rationales(argv: list[str]) -> None:
     """Rationales for a verifier to learn from, on rows from a file."""
-    from trainers.rationales import RationalesConfig, write_rationales
-    from trainers.train import read_verdicts
+    from trainers.labels.rationales import RationalesConfig, write_rationales
+    from trainers.loop.train_command import read_verdicts
 
     parser = _parser("rationales", "llm-mcts rationales runs/first/round_001/rows/orm.jsonl --out rationales.jsonl")
     parser.add_argument("rows", type=Path, help="JSON lines with outcomes or verdicts")
@@ -228,8 +229,8 @@ def rationales(argv: list[str]) -> None:
 
 def imagine(argv: list[str]) -> None:
     """New questions from a task's training questions: other numbers, backward, in other words, or harder."""
-    from llm_mcts.progress import Reporter
-    from trainers.imagine_task import ImagineTaskConfig, imagine_from_task, told
+    from llm_mcts.runs.progress import Reporter
+    from trainers.questions.imagine.command import ImagineTaskConfig, imagine_from_task, told
 
     parser = _parser("imagine", "llm-mcts imagine --config configs/imagine/numbers.yaml --out imagined")
     parser.add_argument("--out", type=Path, required=True, help="folder for questions.jsonl, the records and report.json")
@@ -241,10 +242,10 @@ def imagine(argv: list[str]) -> None:
 
 def diagnose(argv: list[str]) -> None:
     """Whether critics rank solutions of held-out questions, are calibrated, and choose better than a majority."""
-    from critics.diagnose import DiagnoseConfig, Requests
-    from critics.diagnose import diagnose as run
-    from llm_mcts.progress import Reporter
-    from trainers.train import read_step_rows
+    from critics.diagnosis.command import DiagnoseConfig, Requests
+    from critics.diagnosis.command import diagnose as run
+    from llm_mcts.runs.progress import Reporter
+    from trainers.loop.train_command import read_step_rows
 
     parser = _parser("diagnose", "llm-mcts diagnose runs/first/round_002/checkpoints/orm --task.level hard --out diagnosis")
     parser.add_argument(
@@ -273,7 +274,7 @@ def diagnose(argv: list[str]) -> None:
 
 def serve(argv: list[str]) -> None:
     """Answer over HTTP, in OpenAI's form, until Ctrl-C."""
-    from llm_mcts.server import ServeConfig, Server
+    from llm_mcts.serving.server import ServeConfig, Server
 
     parser = _parser("serve", "llm-mcts serve --port 8000 --solver.search.name mcts --solver.search.num_simulations 16")
     args, config = _parse(parser, ServeConfig, argv)

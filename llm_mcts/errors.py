@@ -88,3 +88,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     if not known:
         return "; expected none"
     return f"; did you mean '{close[0]}'?" if close else f"; expected one of {', '.join(known)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.progress import Reporter
+from llm_mcts.result import SearchResult
 from llm_mcts.runner import Check, Record, Solve, run_questions
-from llm_mcts.solver import Solver, SolverConfig, build_search
-from llm_mcts.store import Journal, RunDirectory, write_atomically
+from llm_mcts.runs.directory import Journal, RunDirectory, write_atomically
+from llm_mcts.runs.progress import Reporter
+from llm_mcts.settings import SolverConfig, build_search
+from llm_mcts.solver import Solver
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.tree import Tree
-from llm_mcts.types import Problem, SearchResult, Usage
+from llm_mcts.types import Problem, Usage
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""

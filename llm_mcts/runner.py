@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, ModelError, exhausted
-from llm_mcts.types import Problem, SearchResult, Usage, metered
+from llm_mcts.result import SearchResult
+from llm_mcts.types import Problem, Usage, metered
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,14 @@ seen from its parent. The root stands for the question and has an empty step.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from llm_mcts.errors import DataError
 from llm_mcts.types import State, Step, Trace, Usage
 
+FORMAT_VERSION = 1
+"""Of a saved tree; a record with another one is refused."""
+Scorer = Literal["critic", "agreement"]
 _ROOT_STEP = Step("")
 _STATISTICS = ("visit_count", "value_sum", "value", "width", "asked")
 
@@ -92,6 +95,8 @@ class Tree:
         """Solutions completed outside the tree: (from which node, whole solution, critic's score)."""
         self.usage = Usage()
         """What the searches that grew this tree have cost, all together."""
+        self.scored_by: Scorer = "critic"
+        """Who gave the scores: a critic, or agreement with the other solutions, which is a count of votes and no score."""
         self.value_range: tuple[float, float] | None = None
         """Least and greatest mean value met so far, where a search keeps them (MuZero's normalisation)."""
 
@@ -161,7 +166,7 @@ class Tree:
         """
         steps = tuple(n.step for n in node.path()[1:])
         part = Tree(self.question, self.prefix + steps, self.place(node))
-        part.value_range = self.value_range
+        part.value_range, part.scored_by = self.value_range, self.scored_by
         copies = {node: part.root}
         for original in _below(node):
             if original is not node:
@@ -176,6 +181,15 @@ class Tree:
     def nodes(self) -> Iterator[Node]:
         """All nodes, parents before children, siblings in order."""
         return _below(self.root)
+
+    def traces(self, votes: bool = False) -> list[Trace]:
+        """Every whole solution, the evaluated terminal nodes first, then the rollouts.
+
+        Their scores are the critic's; those that agreement gave, which are shares of votes, only with `votes`.
+        """
+        scored = votes or self.scored_by == "critic"
+        ends = [Trace(self.state(n), n.value if scored else None) for n in self.nodes() if n.terminal and n.visit_count]
+        return ends + [Trace(state, score if scored else None) for _, state, score in self.rollouts]
 
     @property
     def size(self) -> int:
@@ -196,7 +210,8 @@ class Tree:
             {"node": number[node], "steps": [_step_to_dict(s) for s in state.steps[node.depth :]], "score": score}
             for node, state, score in self.rollouts
         ]
-        data: dict[str, Any] = {"question": self.question, "nodes": rows, "rollouts": rollouts}
+        data: dict[str, Any] = {"version": FORMAT_VERSION, "question": self.question, "scored_by": self.scored_by}
+        data |= {"nodes": rows, "rollouts": rollouts}
         if self.prefix:
             data |= {"prefix": [_step_to_dict(step) for step in self.prefix], "origin": self.origin}
         if self.value_range:
@@ -210,9 +225,14 @@ class Tree:
         Raises:
             DataError: the record does not have that form.
         """
+        if isinstance(data, dict) and data.get("version") != FORMAT_VERSION:
+            raise DataError(
+                f"a tree record has format version {data.get('version')}; expected {FORMAT_VERSION}: search the question again"
+            )
         try:
             prefix = tuple(_step_from_dict(row) for row in data.get("prefix", ()))
             tree = cls(data["question"], prefix, data.get("origin", ""))
+            tree.scored_by = _scorer(data["scored_by"])
             if "value_range" in data:
                 low, high = data["value_range"]
                 tree.value_range = low, high
@@ -238,6 +258,13 @@ def _below(node: Node) -> Iterator[Node]:
         node = stack.pop()
         yield node
         stack.extend(reversed(node.children))
+
+
+def _scorer(name: Any) -> Scorer:
+    if name not in get_args(Scorer):
+        raise ValueError(f"scored_by is {name!r}")
+    scorer: Scorer = name
+    return scorer
 
 
 def _node_to_dict(node: Node, parent: int | None) -> dict[str, Any]:

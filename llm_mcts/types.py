@@ -1,7 +1,7 @@
 """The data every part of the framework exchanges, and the protocols of its seams.
 
 A question and the steps written so far form a `State`; a policy proposes the next `Step`s; critics score states in
-[0, 1]; a search returns a `SearchResult`. Nothing here imports torch.
+[0, 1]; what a search returns is in `llm_mcts.result`. Nothing here imports torch.
 """
 
 import contextlib
@@ -9,10 +9,7 @@ import contextvars
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-
-if TYPE_CHECKING:
-    from llm_mcts.tree import Tree
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,38 +130,6 @@ class Trace:
     state: State
     score: float | None = None
     """The critic's score in [0, 1], or None where no critic was asked."""
-
-
-@dataclass
-class SearchResult:
-    """What a search returns."""
-
-    question: str
-    answer: str | None
-    """The chosen normalised answer; None when no solution reached one."""
-    state: State
-    """The chosen solution."""
-    confidence: float
-    """In [0, 1]: the chosen answer's share of the votes, visits or scores that decided (see each search)."""
-    traces: list[Trace]
-    """Every whole solution seen, roll-outs included."""
-    tree: "Tree | None" = None
-    usage: Usage = field(default_factory=Usage)
-
-    @property
-    def steps(self) -> list[str]:
-        """The chosen solution's lines."""
-        return [step.text for step in self.state.steps]
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready summary without the tree."""
-        return {
-            "question": self.question,
-            "answer": self.answer,
-            "confidence": self.confidence,
-            "steps": self.steps,
-            "usage": asdict(self.usage),
-        }
 
 
 @runtime_checkable

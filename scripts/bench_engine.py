@@ -32,18 +32,20 @@ import torch
 from torch import nn
 
 from critics import CriticModel, ModelCritic, WeightedCritic
-from critics.modeling import LoraSpec
+from critics.model.lora import LoraSpec
 from llm_mcts.engines import build_engine
-from llm_mcts.engines.adapters import SharedBackbone, adapter_base
 from llm_mcts.engines.base import Completion, Engine, EngineConfig, Request
-from llm_mcts.engines.batching import BatchedModel
-from llm_mcts.engines.packing import PackedLinear
-from llm_mcts.engines.transformers import TransformersEngine, load_causal_lm, load_tokenizer
+from llm_mcts.engines.transformers.adapters import SharedBackbone, adapter_base
+from llm_mcts.engines.transformers.batching import BatchedModel
+from llm_mcts.engines.transformers.engine import TransformersEngine
+from llm_mcts.engines.transformers.packing import PackedLinear
+from llm_mcts.models import load_causal_lm, load_tokenizer
 from llm_mcts.policy import LMPolicy, PolicyConfig
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
+from llm_mcts.result import SearchResult
 from llm_mcts.runner import run_questions
 from llm_mcts.search.mcts import MCTSConfig, mcts
-from llm_mcts.types import Critic, Policy, Problem, SearchResult, State, meter
+from llm_mcts.types import Critic, Policy, Problem, State, meter
 
 IN_FLIGHT = 32
 CPU = torch.device("cpu")

@@ -19,9 +19,10 @@ from typing import Any
 from llm_mcts.engines.base import Completion, Request
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
+from llm_mcts.result import SearchResult
 from llm_mcts.runner import run_questions
 from llm_mcts.search.mcts import MCTSConfig, mcts
-from llm_mcts.types import Problem, SearchResult
+from llm_mcts.types import Problem
 
 MAX_ROWS, BATCH_SECONDS, ROW_SECONDS = 64, 0.020, 0.001
 DEPTH = 6

@@ -28,10 +28,10 @@ import torch
 
 from llm_mcts import Solver
 from llm_mcts.engines.base import Completion, Engine, EngineConfig, OpenAIConfig, Request, VLLMConfig
-from llm_mcts.engines.transformers import load_causal_lm, load_tokenizer
 from llm_mcts.errors import ModelError
+from llm_mcts.models import load_causal_lm, load_tokenizer
 from llm_mcts.prompts import Encoder
-from llm_mcts.solver import SolverConfig
+from llm_mcts.settings import SolverConfig
 from llm_mcts.types import metered
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,7 +254,7 @@ async def check_cancel(engine: Any) -> str:
 
 async def in_process(report: Report, model: str) -> None:
     """The checks of the engine in this process."""
-    from llm_mcts.engines.vllm import VLLMEngine
+    from llm_mcts.engines.vllm.engine import VLLMEngine
 
     config = EngineConfig(model, name="vllm", max_batch=MAX_BATCH, vllm=VLLMConfig(max_lora_rank=8))
     started, before = time.perf_counter(), resident()
@@ -351,7 +351,7 @@ def _await_health(process: "subprocess.Popen[bytes]", url: str) -> None:
 
 async def served(report: Report, model: str) -> None:
     """The checks of the OpenAI engine against a vLLM server."""
-    from llm_mcts.engines.openai import OpenAIEngine
+    from llm_mcts.engines.openai.engine import OpenAIEngine
 
     expected = reference(load_causal_lm(model, torch.float32, torch.device("cpu")), load_tokenizer(model))
     with serve(model) as url:

@@ -29,8 +29,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from llm_mcts.result import SearchResult
 from llm_mcts.search import SEARCHES
-from llm_mcts.types import SearchResult, State, Step
+from llm_mcts.types import State, Step
 
 Variant = Literal["plain", "misleading prior", "misleading value"]
 FLOOR = 0.001

@@ -20,8 +20,8 @@ from llm_mcts.evaluate import wilson
 from llm_mcts.solver import Solver
 from llm_mcts.tasks.arith import ArithProblem, ArithTask, Ref, distinct, stream
 from llm_mcts.types import Problem, metered
-from trainers.datasets import StepRow
-from trainers.step_labels import Labeller, first_wrong_step, math_shepherd
+from trainers.data.critic_rows import StepRow
+from trainers.labels.step_labels import Labeller, first_wrong_step, math_shepherd
 
 
 def faulty(problem: ArithProblem, at: int, draw: random.Random) -> list[str] | None:

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llm_mcts.journal
-import llm_mcts.store
-import trainers.base
+import llm_mcts.runs.directory
+import llm_mcts.runs.journal
+import trainers.fit.fit
 from llm_mcts.config import load_config
-from llm_mcts.journal import Journal
+from llm_mcts.runs.journal import Journal
 
 Kill = dict[str, Any]
 
@@ -60,7 +60,7 @@ class Trap:
 def set_trap(kill: Kill) -> None:
     """Put the trap into the functions that everything on disk goes through."""
     trap = Trap(kill)
-    append, write, save = Journal.append, llm_mcts.store.write_atomically, trainers.base.save_atomically
+    append, write, save = Journal.append, llm_mcts.runs.directory.write_atomically, trainers.fit.fit.save_atomically
 
     def trapped_append(self: Journal, record: Any) -> None:
         def tear() -> None:
@@ -84,8 +84,8 @@ def set_trap(kill: Kill) -> None:
         trap.around("save", folder, lambda: save(save_files, folder), tear)
 
     Journal.append = trapped_append  # type: ignore[method-assign]
-    llm_mcts.store.write_atomically = llm_mcts.journal.write_atomically = trapped_write
-    trainers.base.save_atomically = trapped_save
+    llm_mcts.runs.directory.write_atomically = llm_mcts.runs.journal.write_atomically = trapped_write
+    trainers.fit.fit.save_atomically = trapped_save
     for module in list(sys.modules.values()):  # those that imported the function by name
         if getattr(module, "save_atomically", None) is save:
             module.save_atomically = trapped_save  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ def set_trap(kill: Kill) -> None:
 
 def child(job: dict[str, Any]) -> None:
     """One run; ends the process."""
-    from trainers.self_improve import SelfImproveConfig, self_improve
+    from trainers.loop.self_improve import SelfImproveConfig, self_improve
 
     if job["kill"]:
         set_trap(job["kill"])
@@ -109,7 +109,7 @@ def child(job: dict[str, Any]) -> None:
 
 def main() -> None:
     """A child for every line."""
-    import trainers.self_improve  # noqa: F401
+    import trainers.loop.self_improve  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

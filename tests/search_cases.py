@@ -17,10 +17,11 @@ from llm_mcts.engines.base import Request
 from llm_mcts.engines.scripted import Script, ScriptedEngine
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
+from llm_mcts.result import SearchResult
 from llm_mcts.search import SEARCHES
 from llm_mcts.search.expansion import MergeConfig, WideningConfig
 from llm_mcts.tree import Node, Tree
-from llm_mcts.types import SearchResult, State, Step
+from llm_mcts.types import State, Step
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ from typing import Any
 import openai
 
 from llm_mcts import Solver
-from llm_mcts.engines.transformers import TransformersEngine
-from llm_mcts.server import ServeConfig, Server
+from llm_mcts.engines.transformers.engine import TransformersEngine
 from llm_mcts.serving.limits import LimitsConfig
+from llm_mcts.serving.server import ServeConfig, Server
 
 QUESTION = "Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. How many shells does Mia have now?"
 QUICK = {"name": "mcts", "num_simulations": 4}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_mcts.cli import main
-from llm_mcts.store import load_tree, save_tree
+from llm_mcts.runs.directory import load_tree, save_tree
 from llm_mcts.tree import Node, Tree
 
 mcts_module = importlib.import_module("llm_mcts.search.mcts")
@@ -133,8 +133,8 @@ def test_run_directory_of_another_configuration(refused: Callable[[list[str]], s
     from dataclasses import asdict
 
     from llm_mcts.config import load_config
-    from llm_mcts.store import RunDirectory
-    from trainers.self_improve import SelfImproveConfig
+    from llm_mcts.runs.directory import RunDirectory
+    from trainers.loop.self_improve import SelfImproveConfig
 
     out = tmp_path / "run"
     RunDirectory.open(out, asdict(load_config(SelfImproveConfig)), resume=False)

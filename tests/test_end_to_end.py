@@ -10,15 +10,16 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from critics.diagnose import DiagnoseConfig
+from critics.diagnosis.command import DiagnoseConfig
 from llm_mcts.config import load_config
 from llm_mcts.evaluate import EvaluateConfig
-from llm_mcts.server import ServeConfig
-from llm_mcts.solver import Solver, SolverConfig
-from trainers.imagine_task import ImagineTaskConfig
-from trainers.label import LabelConfig
-from trainers.self_improve import SelfImproveConfig
-from trainers.train import TrainJob
+from llm_mcts.serving.server import ServeConfig
+from llm_mcts.settings import SolverConfig
+from llm_mcts.solver import Solver
+from trainers.labels.command import LabelConfig
+from trainers.loop.self_improve import SelfImproveConfig
+from trainers.loop.train_command import TrainJob
+from trainers.questions.imagine.command import ImagineTaskConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SETTINGS = {

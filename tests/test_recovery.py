@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llm_mcts.journal import Journal
+from llm_mcts.runs.journal import Journal
 
 SETTINGS = {
     "task": {"name": "arith", "level": "easy"},

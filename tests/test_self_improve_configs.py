@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from llm_mcts.config import load_config
-from llm_mcts.store import RunDirectory
+from llm_mcts.runs.directory import RunDirectory
 from llm_mcts.tasks import get_task
-from trainers.self_improve import SelfImproveConfig, self_improve
+from trainers.loop.self_improve import SelfImproveConfig, self_improve
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = [CONFIGS / "quickstart.yaml", *sorted((CONFIGS / "self_improve").glob("*.yaml"))]

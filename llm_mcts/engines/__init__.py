@@ -6,10 +6,10 @@ from llm_mcts.engines.base import Engine, EngineConfig
 from llm_mcts.errors import ConfigError, suggest
 
 ENGINES = {
-    "transformers": "llm_mcts.engines.transformers:TransformersEngine",
-    "openai": "llm_mcts.engines.openai:OpenAIEngine",
-    "vllm": "llm_mcts.engines.vllm:VLLMEngine",
-    "openvino": "llm_mcts.engines.openvino:OpenVINOEngine",
+    "transformers": "llm_mcts.engines.transformers.engine:TransformersEngine",
+    "openai": "llm_mcts.engines.openai.engine:OpenAIEngine",
+    "vllm": "llm_mcts.engines.vllm.engine:VLLMEngine",
+    "openvino": "llm_mcts.engines.openvino.engine:OpenVINOEngine",
 }
 """Name -> module:class, imported when it is asked for; each class takes an EngineConfig."""
 

@@ -6,9 +6,7 @@ from math import inf
 from typing import Literal, Protocol, runtime_checkable
 
 from llm_mcts.errors import ConfigError
-
-EMBEDDED = "embedded"
-"""The name of the small built-in model."""
+from llm_mcts.models import EMBEDDED
 
 EngineName = Literal["transformers", "openai", "vllm", "openvino"]
 

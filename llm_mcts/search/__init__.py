@@ -6,6 +6,7 @@ With a `tree` from an earlier search of the same question it goes on where that 
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from llm_mcts.result import SearchResult
 from llm_mcts.search.beam import BeamConfig, DVTSConfig, beam, dvts
 from llm_mcts.search.gumbel import GumbelConfig, gumbel
 from llm_mcts.search.mcts import MCTSConfig, mcts
@@ -27,7 +28,6 @@ from llm_mcts.search.variants import (
     alphazero,
     rest_mcts,
 )
-from llm_mcts.types import SearchResult
 
 SEARCHES: dict[str, tuple[Callable[..., Awaitable[SearchResult]], type[Any]]] = {
     "greedy": (greedy, GreedyConfig),

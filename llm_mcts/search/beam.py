@@ -13,14 +13,15 @@ from typing import Literal
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, DataError, PolicyError
+from llm_mcts.result import SearchResult
 from llm_mcts.search.budget import Limits, SearchConfig, check_counts, limited
-from llm_mcts.search.evaluation import critic_scores, proposals, tree_traces
+from llm_mcts.search.contracts import critic_scores, proposals
 from llm_mcts.search.expansion import priors, set_priors
 from llm_mcts.search.mcts import backup
 from llm_mcts.search.voting import Choice, check_choice, choose, settled
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
-from llm_mcts.types import Critic, Policy, SearchResult, Step, Trace
+from llm_mcts.types import Critic, Policy, Step, Trace
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class _StepSearch:
     def result(self, nodes: Sequence[Node], answer: Choice, limits: Limits) -> SearchResult:
         """The choice among the finished ones of `nodes`; of all finished ones seen, where a limit ended the search."""
         limits.check_counted(self.tree.size > self.size)
-        seen = tree_traces(self.tree)
+        seen = self.tree.traces()
         result = choose(self.tree.question, seen if self.limited else self._traces(nodes), answer)
         result.traces, result.tree = seen, self.tree
         return result

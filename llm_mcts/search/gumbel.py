@@ -17,12 +17,13 @@ from math import ceil, exp, inf, log, log2
 from typing import Literal, get_args
 
 from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.result import SearchResult
 from llm_mcts.search.budget import Limits, SearchConfig, check_counts, limited
 from llm_mcts.search.mcts import MCTSConfig, TreeSearch
 from llm_mcts.search.voting import Choice, check_choice
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
-from llm_mcts.types import Critic, Policy, SearchResult
+from llm_mcts.types import Critic, Policy
 
 
 @dataclass(frozen=True)

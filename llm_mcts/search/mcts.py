@@ -21,16 +21,10 @@ from typing import Literal, get_args
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, PolicyError, suggest
+from llm_mcts.result import SearchResult
 from llm_mcts.search.budget import Limits, SearchConfig, check_counts, limited
-from llm_mcts.search.evaluation import (
-    Agreement,
-    completions,
-    critic_scores,
-    evaluate_leaves,
-    evaluate_quality,
-    proposals,
-    tree_traces,
-)
+from llm_mcts.search.contracts import completions, critic_scores, proposals
+from llm_mcts.search.evaluation import Agreement, evaluate_leaves, evaluate_quality
 from llm_mcts.search.expansion import (
     MergeConfig,
     Same,
@@ -45,7 +39,7 @@ from llm_mcts.search.selection import RULES, siblings_span
 from llm_mcts.search.voting import Choice, check_choice, choose, settled
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
-from llm_mcts.types import Critic, Policy, SearchResult, Step, Trace
+from llm_mcts.types import Critic, Policy, Step, Trace
 
 
 @dataclass(frozen=True)
@@ -171,7 +165,8 @@ class TreeSearch:
             raise ConfigError("mcts.merge.kind is 'judge' and the policy cannot judge; expected it to have `equivalent`")
         self.tree, self.policy, self.config, self.seed = tree, policy, config, seed
         self.judged = critic is not None
-        self.critic: Critic = critic or Agreement(tree_traces(tree))
+        tree.scored_by = "critic" if self.judged else "agreement"
+        self.critic: Critic = critic or Agreement(tree.traces())
         self.rollout_weight = config.rollout_weight if self.judged else 1.0
         self.select = RULES[config.selection]
         self.widens = config.widening.kind != "fixed"
@@ -376,7 +371,7 @@ class TreeSearch:
 
     async def result(self) -> SearchResult:
         """The answer by the configured choice, with every solution seen."""
-        traces = tree_traces(self.tree, scored=self.judged)
+        traces = self.tree.traces()
         if self.config.answer in ("visits", "q") or not traces:
             result = await self._play(traces)
         else:
@@ -413,7 +408,7 @@ class TreeSearch:
         if self.config.answer == "visits":
             return not self.widens and _leads_throughout(self.tree.root, left)
         most = left * max(1, self.config.rollouts)
-        return settled(tree_traces(self.tree, scored=self.judged), self.config.answer, most)
+        return settled(self.tree.traces(), self.config.answer, most)
 
 
 def backup(leaf: Node) -> None:

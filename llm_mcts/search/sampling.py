@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm_mcts.errors import ConfigError
+from llm_mcts.result import SearchResult
 from llm_mcts.search.budget import SearchConfig, check_counts, limited
-from llm_mcts.search.evaluation import completions, critic_scores
+from llm_mcts.search.contracts import completions, critic_scores
 from llm_mcts.search.voting import Choice, check_choice, choose, settled
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Tree
-from llm_mcts.types import Critic, Policy, SearchResult, State, Trace, Usage
+from llm_mcts.types import Critic, Policy, State, Trace, Usage
 
 
 @dataclass(frozen=True)

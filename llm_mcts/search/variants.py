@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llm_mcts.errors import ConfigError
+from llm_mcts.result import SearchResult
 from llm_mcts.search.expansion import MergeConfig, WideningConfig
 from llm_mcts.search.mcts import MCTSConfig, mcts
 from llm_mcts.tree import Tree
-from llm_mcts.types import Critic, Policy, SearchResult
+from llm_mcts.types import Critic, Policy
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from llm_mcts.errors import ConfigError, suggest
-from llm_mcts.types import SearchResult, State, Trace
+from llm_mcts.result import SearchResult
+from llm_mcts.types import State, Trace
 
 Choice = Literal["best", "majority", "vote"]
 """best: the solution with the highest score. majority: the answer of most solutions. vote: of the largest sum of scores."""

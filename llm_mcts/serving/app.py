@@ -19,11 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from llm_mcts.errors import ConfigError, QuestionError
 from llm_mcts.prompts import Encoder
+from llm_mcts.result import SearchResult
 from llm_mcts.serving.chat import ChatRequest, RequestError, parse_json, read_request
 from llm_mcts.serving.limits import Closed, Full, Gate, LimitsConfig
 from llm_mcts.serving.reply import Reply, TokenCounts, event
 from llm_mcts.solver import Solver
-from llm_mcts.types import SearchResult
 
 logger = logging.getLogger(__name__)
 

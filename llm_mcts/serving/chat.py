@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from llm_mcts.errors import ConfigError, LLMMCTSError, suggest
 from llm_mcts.serving.limits import LimitsConfig
-from llm_mcts.solver import build_search
+from llm_mcts.settings import build_search
 
 # Fields that change nothing in a reply, and fields that are accepted only with values that change nothing.
 LABELS = {"metadata", "prompt_cache_key", "safety_identifier", "user"}

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llm_mcts.result import SearchResult
 from llm_mcts.serving.chat import ChatRequest
-from llm_mcts.types import SearchResult, Usage
+from llm_mcts.types import Usage
 
 
 @dataclass(frozen=True, slots=True)

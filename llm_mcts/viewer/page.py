@@ -7,7 +7,6 @@ value V. The most visited line is unfolded. Below stand the whole solutions, by 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from llm_mcts.search.evaluation import tree_traces
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Trace
 from llm_mcts.viewer.markup import Markup, element, join, page
@@ -27,7 +26,7 @@ _STYLE = """
 
 def tree_page(tree: Tree, title: str, facts: Mapping[str, str] | None = None) -> str:
     """The page of a tree; `facts` are shown above it, such as the chosen answer."""
-    traces = tree_traces(tree)
+    traces = tree.traces()
     counted = f"{len(tree)} nodes, {len(traces)} whole solutions seen ({len(tree.rollouts)} of them roll-outs)."
     known = [element("tr", element("th", name), element("td", value, class_="text")) for name, value in (facts or {}).items()]
     return page(

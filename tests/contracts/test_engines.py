@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_openai import FakeServer, HashModel, serve, serving
 
 from llm_mcts.engines.base import Completion, Engine, EngineConfig, OpenAIConfig, OpenVINOConfig, Request
-from llm_mcts.engines.openai import OpenAIEngine
-from llm_mcts.engines.openvino import OpenVINOEngine
+from llm_mcts.engines.openai.engine import OpenAIEngine
+from llm_mcts.engines.openvino.engine import OpenVINOEngine
 from llm_mcts.engines.scripted import ScriptedEngine
-from llm_mcts.engines.transformers import TransformersEngine
+from llm_mcts.engines.transformers.engine import TransformersEngine
 from llm_mcts.types import metered
+from tests.fake_openai import FakeServer, HashModel, serve, serving
 
 FIRST = ("Question: Ann has 5 apples.\nAnswer:\n",)
 REQUEST = Request(FIRST, 4, 12, 1.0, seed=1)
@@ -45,7 +45,7 @@ def vllm_engine() -> Iterator[Engine]:
     It runs the built-in model: vLLM on a CPU knows no attention heads as small as the tiny model's.
     """
     pytest.importorskip("vllm", reason="vLLM is not installed; scripts/check_vllm.sh runs this with it")
-    from llm_mcts.engines.vllm import VLLMEngine
+    from llm_mcts.engines.vllm.engine import VLLMEngine
 
     engine = VLLMEngine(EngineConfig(name="vllm", max_batch=8, cache_mb=64))
     yield engine

@@ -8,7 +8,13 @@ from math import isnan, nan
 from typing import Any
 
 import pytest
-from search_cases import (
+
+from llm_mcts.errors import ConfigError, CriticError, PolicyError, QuestionError
+from llm_mcts.result import SearchResult
+from llm_mcts.runner import run_questions
+from llm_mcts.search import SEARCHES
+from llm_mcts.types import Critic, Policy, Problem, State, Step, Trace
+from tests.search_cases import (
     QUESTION,
     ListedPolicy,
     NoiseCritic,
@@ -22,11 +28,6 @@ from search_cases import (
     shuffled,
     summary,
 )
-
-from llm_mcts.errors import ConfigError, CriticError, PolicyError, QuestionError
-from llm_mcts.runner import run_questions
-from llm_mcts.search import SEARCHES
-from llm_mcts.types import Critic, Policy, Problem, SearchResult, State, Step, Trace
 
 SMALL = {"num_simulations": 12, "num_samples": 6, "num_candidates": 6, "beam_width": 3, "subtree_width": 3}
 NAMES = sorted(SEARCHES)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from search_cases import TableCritic, check_idle, check_root_visits, check_value_sums, check_visits, run, scripted
 
 from llm_mcts.config import load_config
 from llm_mcts.search import SEARCHES
 from llm_mcts.tree import Tree
+from tests.search_cases import TableCritic, check_idle, check_root_visits, check_value_sums, check_visits, run, scripted
 
 FOLDER = Path(__file__).parent
 GAME = json.loads((FOLDER / "game.json").read_text(encoding="utf-8"))

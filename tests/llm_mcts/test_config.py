@@ -8,7 +8,7 @@ import pytest
 
 from llm_mcts.config import load_config, settings_help
 from llm_mcts.errors import ConfigError
-from llm_mcts.solver import SolverConfig
+from llm_mcts.settings import SolverConfig
 
 
 @dataclass(frozen=True)

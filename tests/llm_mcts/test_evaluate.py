@@ -25,10 +25,11 @@ from llm_mcts.evaluate import (
     wilson,
     write_report,
 )
-from llm_mcts.progress import Reporter
 from llm_mcts.runner import Record
-from llm_mcts.solver import Solver, SolverConfig
-from llm_mcts.store import Journal
+from llm_mcts.runs.directory import Journal
+from llm_mcts.runs.progress import Reporter
+from llm_mcts.settings import SolverConfig
+from llm_mcts.solver import Solver
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.types import Usage
 

@@ -6,7 +6,6 @@ from math import inf, log, nan
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import noise_script, run, scripted, shuffled
 
 from llm_mcts.engines.base import Completion, Request
 from llm_mcts.engines.scripted import ScriptedEngine
@@ -14,6 +13,7 @@ from llm_mcts.errors import ConfigError, QuestionError
 from llm_mcts.policy import LMPolicy, PolicyConfig
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.types import State, Step, metered
+from tests.search_cases import noise_script, run, scripted, shuffled
 
 
 class FixedEngine:

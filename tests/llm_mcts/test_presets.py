@@ -8,7 +8,7 @@ from llm_mcts.config import load_config
 from llm_mcts.evaluate import EvaluateConfig
 from llm_mcts.search import SEARCHES
 from llm_mcts.search.variants import AlphaGoConfig, AlphaLLMConfig, AlphaZeroConfig
-from llm_mcts.solver import SolverConfig, build_search
+from llm_mcts.settings import SolverConfig, build_search
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = sorted((CONFIGS / "search").glob("*.yaml"))

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.errors import ConfigError, CriticError, ModelError, QuestionError
+from llm_mcts.result import SearchResult
 from llm_mcts.runner import Record, run_questions
 from llm_mcts.seeding import derive_seed
 from llm_mcts.solver import Solver
 from llm_mcts.tasks.base import AnswerTask
-from llm_mcts.types import Problem, SearchResult, State, Step, Usage, meter
+from llm_mcts.types import Problem, State, Step, Usage, meter
 
 quick = settings(deadline=None, max_examples=50)
 

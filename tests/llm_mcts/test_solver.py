@@ -4,12 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from search_cases import noise_script
 
 from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.policy import LMPolicy
-from llm_mcts.solver import Solver, SolverConfig, build_search
+from llm_mcts.settings import SolverConfig, build_search
+from llm_mcts.solver import Solver
+from tests.search_cases import noise_script
 
 SMALL = {"name": "mcts", "num_simulations": 6, "num_parallel": 2}
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import check_round_trip, solution
 
 from llm_mcts.errors import DataError
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import State, Step
+from tests.search_cases import check_round_trip, solution
 
 
 def small_tree() -> Tree:
@@ -64,7 +64,9 @@ def test_written_form() -> None:
     b.visit_count, b.value_sum, b.value = 1, 0.25, 0.25
     tree.rollouts.append((b, tree.state(b).then(Step("#### 7", terminal=True, answer="7")), 0.125))
     assert tree.to_dict() == {
+        "version": 1,
         "question": "q",
+        "scored_by": "critic",
         "nodes": [
             {
                 "parent": None,
@@ -142,6 +144,8 @@ def broken(change: dict[str, Any], row: int | None = None) -> dict[str, Any]:
     "data",
     [
         broken({"question": KeyError}),
+        broken({"scored_by": KeyError}),
+        broken({"scored_by": "somebody"}),
         broken({"nodes": KeyError}),
         broken({"nodes": None}),
         broken({"rollouts": KeyError}),
@@ -239,3 +243,20 @@ def test_the_round_trip_check_detects_planted_losses(lost: str) -> None:
         else:
             with pytest.raises(AssertionError):
                 check_round_trip(tree)
+
+
+def test_a_tree_of_another_version_is_refused() -> None:
+    for version in (None, 0, 2):
+        with pytest.raises(DataError, match=f"format version {version}; expected 1: search the question again"):
+            Tree.from_dict(small_tree().to_dict() | {"version": version})
+
+
+def test_a_tree_remembers_who_scored_it() -> None:
+    tree = small_tree()
+    tree.rollouts.append((tree.root, tree.state(tree.root).then(Step("#### 7", terminal=True, answer="7")), 0.5))
+    assert [trace.score for trace in tree.traces()] == [0.5]
+    tree.scored_by = "agreement"
+    again = Tree.from_dict(json.loads(json.dumps(tree.to_dict())))
+    assert again.scored_by == again.subtree(again.root).scored_by == "agreement"
+    assert [trace.score for trace in again.traces()] == [None]
+    assert [trace.score for trace in again.traces(votes=True)] == [0.5]

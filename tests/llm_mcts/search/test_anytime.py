@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import (
+
+from llm_mcts.engines.base import Completion, Request
+from llm_mcts.errors import ConfigError, CriticError, DataError, PolicyError
+from llm_mcts.policy import LMPolicy
+from llm_mcts.prompts import PromptConfig, PromptFormat
+from llm_mcts.result import SearchResult
+from llm_mcts.runs.directory import load_tree, save_tree
+from llm_mcts.search import SEARCHES
+from llm_mcts.search.expansion import WideningConfig
+from llm_mcts.search.mcts import MCTSConfig, mcts
+from llm_mcts.tree import Tree
+from llm_mcts.types import State, Step
+from tests.search_cases import (
     QUESTION,
     ListedPolicy,
     NoiseCritic,
@@ -26,17 +38,6 @@ from search_cases import (
     summary,
     tree_cases,
 )
-
-from llm_mcts.engines.base import Completion, Request
-from llm_mcts.errors import ConfigError, CriticError, DataError, PolicyError
-from llm_mcts.policy import LMPolicy
-from llm_mcts.prompts import PromptConfig, PromptFormat
-from llm_mcts.search import SEARCHES
-from llm_mcts.search.expansion import WideningConfig
-from llm_mcts.search.mcts import MCTSConfig, mcts
-from llm_mcts.store import load_tree, save_tree
-from llm_mcts.tree import Tree
-from llm_mcts.types import SearchResult, State, Step
 
 CASES = tree_cases()
 SIMULATING = [name for name in CASES if name not in ("beam", "dvts", "gumbel")]

@@ -4,12 +4,12 @@ from math import log
 from typing import Any
 
 import pytest
-from search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.search.beam import BeamConfig, DVTSConfig, beam, dvts
 from llm_mcts.search.sampling import GreedyConfig, greedy
 from llm_mcts.types import State, Step
+from tests.search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted
 
 
 def end(text: str, answer: str, p: float = 0.5) -> Step:

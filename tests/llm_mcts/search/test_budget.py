@@ -9,16 +9,17 @@ from math import inf, nan
 from typing import Any
 
 import pytest
-from search_cases import QUESTION, ListedPolicy, NoiseCritic, noise_script, run, scripted, solution, tree_cases
 
 from llm_mcts.errors import ConfigError, PolicyError
+from llm_mcts.result import SearchResult
 from llm_mcts.search import SEARCHES
 from llm_mcts.search.beam import DVTSConfig, dvts
 from llm_mcts.search.budget import Limits, SearchConfig
 from llm_mcts.search.mcts import MCTSConfig, mcts
 from llm_mcts.search.sampling import BestOfNConfig, SelfConsistencyConfig, best_of_n, self_consistency
 from llm_mcts.search.voting import settled
-from llm_mcts.types import SearchResult, State, Step, Trace, Usage, meter, metered
+from llm_mcts.types import State, Step, Trace, Usage, meter, metered
+from tests.search_cases import QUESTION, ListedPolicy, NoiseCritic, noise_script, run, scripted, solution, tree_cases
 
 # Large enough that a budget below ends them; each with a bound on what one wave of its work may cost in calls and tokens.
 # The scripted engine samples one token a line; a solution has at most 5 lines.

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from math import inf, nan
 
 import pytest
-from search_cases import ListedPolicy, TableCritic, run, solution
 
 from llm_mcts.errors import ConfigError, CriticError
-from llm_mcts.search.evaluation import Agreement, critic_scores, evaluate_leaves, evaluate_quality, tree_traces
+from llm_mcts.search.contracts import critic_scores
+from llm_mcts.search.evaluation import Agreement, evaluate_leaves, evaluate_quality
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Critic, State, Step
+from tests.search_cases import ListedPolicy, TableCritic, run, solution
 
 
 class EndsPolicy:
@@ -170,8 +171,9 @@ def test_the_solutions_of_a_tree_are_its_visited_ends_and_its_roll_outs() -> Non
     _, seen, _ = tree.root.children
     seen.visit_count, seen.value = 1, 0.7
     tree.rollouts.append((tree.root, solution(answer="1", question="q"), 0.5))
-    assert [(t.state.text, t.score) for t in tree_traces(tree)] == [("#### 9", 0.7), ("#### 1", 0.5)]
-    assert [(t.state.text, t.score) for t in tree_traces(tree, scored=False)] == [("#### 9", None), ("#### 1", None)]
+    assert [(t.state.text, t.score) for t in tree.traces()] == [("#### 9", 0.7), ("#### 1", 0.5)]
+    tree.scored_by = "agreement"
+    assert [(t.state.text, t.score) for t in tree.traces()] == [("#### 9", None), ("#### 1", None)]
 
 
 def test_a_policy_that_completes_nothing_is_an_error() -> None:

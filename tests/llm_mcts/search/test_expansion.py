@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import run
 
 from llm_mcts.errors import ConfigError, PolicyError
 from llm_mcts.search.expansion import (
@@ -25,6 +24,7 @@ from llm_mcts.search.expansion import (
 )
 from llm_mcts.tree import Node
 from llm_mcts.types import Step
+from tests.search_cases import run
 
 
 def node_with(value: float, children: Sequence[tuple[float | None, int, float]], visits: int = 9) -> Node:

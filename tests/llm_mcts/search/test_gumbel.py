@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted, summary
 
 from llm_mcts.errors import ConfigError, CriticError, DataError
+from llm_mcts.result import SearchResult
 from llm_mcts.search.gumbel import (
     GumbelConfig,
     completed_sigma,
@@ -21,7 +21,8 @@ from llm_mcts.search.gumbel import (
 )
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
-from llm_mcts.types import Critic, Policy, SearchResult, State, Step
+from llm_mcts.types import Critic, Policy, State, Step
+from tests.search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted, summary
 
 
 def node_with(value: float, children: Sequence[tuple[float, int, float]]) -> Node:

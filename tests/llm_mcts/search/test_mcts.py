@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import (
+
+from llm_mcts.engines.base import Request
+from llm_mcts.errors import ConfigError, PolicyError
+from llm_mcts.result import SearchResult
+from llm_mcts.runner import run_questions
+from llm_mcts.search.expansion import WideningConfig
+from llm_mcts.search.mcts import MCTSConfig, backup, mcts
+from llm_mcts.search.selection import puct, uct
+from llm_mcts.tree import Node, Tree
+from llm_mcts.types import Critic, Policy, Problem, Step
+from tests.search_cases import (
     QUESTION,
     ListedPolicy,
     NoiseCritic,
@@ -30,15 +40,6 @@ from search_cases import (
     scripted,
     summary,
 )
-
-from llm_mcts.engines.base import Request
-from llm_mcts.errors import ConfigError, PolicyError
-from llm_mcts.runner import run_questions
-from llm_mcts.search.expansion import WideningConfig
-from llm_mcts.search.mcts import MCTSConfig, backup, mcts
-from llm_mcts.search.selection import puct, uct
-from llm_mcts.tree import Node, Tree
-from llm_mcts.types import Critic, Policy, Problem, SearchResult, Step
 
 MODULE = sys.modules["llm_mcts.search.mcts"]  # as an attribute, the name is the function
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import pytest
-from search_cases import QUESTION, NoiseCritic, TableCritic, noise_script, run, scripted, solution
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.search.sampling import (
@@ -16,6 +15,7 @@ from llm_mcts.search.sampling import (
 )
 from llm_mcts.search.voting import choose
 from llm_mcts.types import State, Step, Trace
+from tests.search_cases import QUESTION, NoiseCritic, TableCritic, noise_script, run, scripted, solution
 
 
 class SamplesPolicy:

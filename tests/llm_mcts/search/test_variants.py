@@ -5,7 +5,6 @@ from math import log
 from typing import Any
 
 import pytest
-from search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted, summary
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.search.evaluation import quality_value
@@ -22,6 +21,7 @@ from llm_mcts.search.variants import (
     rest_mcts,
 )
 from llm_mcts.types import State, Step, Trace
+from tests.search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted, summary
 
 
 def test_the_papers_settings() -> None:

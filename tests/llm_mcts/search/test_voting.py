@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_cases import solution
 
 from llm_mcts.search.voting import best_trace, vote
 from llm_mcts.types import Trace
+from tests.search_cases import solution
 
 
 def trace(answer: str | None, score: float | None = None, name: str = "") -> Trace:

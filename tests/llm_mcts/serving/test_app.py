@@ -8,11 +8,11 @@ from typing import Any
 
 import openai
 import pytest
-from server_cases import Running, chat, error_of, get, http_call, running
 
 from llm_mcts import Solver
 from llm_mcts.engines.base import Completion, Request
 from llm_mcts.engines.scripted import ScriptedEngine
+from tests.server_cases import Running, chat, error_of, get, http_call, running
 
 
 @pytest.fixture(scope="module")

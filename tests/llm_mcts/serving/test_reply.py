@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from llm_mcts.result import SearchResult
 from llm_mcts.serving.chat import ChatRequest
 from llm_mcts.serving.reply import Reply, TokenCounts, event
-from llm_mcts.types import SearchResult, State, Step, Usage
+from llm_mcts.types import State, Step, Usage
 
 STEPS = (Step("1 + 1 = 2."), Step("#### 2", terminal=True, answer="2"))
 TOKENS = TokenCounts(prompt=10, shown=20)

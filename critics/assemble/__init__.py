@@ -1,0 +1,1 @@
+"""From names and folders to the critics of a run."""

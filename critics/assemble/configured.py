@@ -1,0 +1,73 @@
+"""The critics that a configuration names, as one critic for a search."""
+
+from typing import TYPE_CHECKING, Any
+
+from critics.assemble.loading import load_critic
+from critics.published.prm import PublicPRM, load_public
+from critics.scoring.calibration import calibrated, load_calibrations
+from critics.scoring.combine import Combination, CriticWeights, LogisticCritic, RankAverageCritic, WeightedCritic
+from critics.scoring.likelihood import LikelihoodCritic
+from critics.scoring.rollout import RolloutCritic
+from llm_mcts.engines.base import Engine
+from llm_mcts.policy import LMPolicy
+from llm_mcts.settings import RANK_AVERAGE, CriticsConfig
+from llm_mcts.types import Critic
+
+if TYPE_CHECKING:
+    from llm_mcts.engines.transformers.adapters import SharedBackbone
+
+
+def configured_critic(
+    config: CriticsConfig, policy: LMPolicy, shared: "SharedBackbone | None" = None, seed: int = 0
+) -> Critic | None:
+    """The configured critics as one, or None where none is configured.
+
+    Args:
+        config: which critics.
+        policy: writes roll-outs; its engine tells a learned sum the policy's likelihood.
+        shared: the base model that all critics are adapters on, if it is to be shared.
+        seed: of the roll-out critic.
+    """
+    places = {"value": config.value, "prm": config.prm, "orm": config.orm}
+    plain = {
+        kind: _load(config, kind, place, config.prm_aggregate, shared, policy.engine) for kind, place in places.items() if place
+    }
+    if not (plain or config.finished or config.rollouts):
+        return None
+    critics = dict(plain)
+    if config.calibration:
+        fitted = load_calibrations(config.calibration)
+        for kind, critic in plain.items():
+            place: Any = places[kind]
+            critics[kind] = calibrated(critic, kind, place, config.calibration, fitted, config.prm_aggregate)  # type: ignore[arg-type]
+    judge = _finished(config, plain, policy, shared) if config.finished else critics.get("orm")
+    if config.rollouts:
+        critics["value"] = RolloutCritic(policy, judge, num_rollouts=config.rollouts, seed=seed)
+    weights = CriticWeights(config.value_weight, config.prm_weight)
+    return WeightedCritic(critics.get("value"), critics.get("prm"), judge, weights)
+
+
+def _load(
+    config: CriticsConfig, kind: str, place: str, aggregate: str, shared: "SharedBackbone | None", policy: Engine
+) -> Critic:
+    format = {"prm": config.prm_format, "orm": config.orm_format}.get(kind, "own")
+    if format != "own":
+        return load_public(place, format, aggregate, config.orm_scale, config.orm_bias)
+    return load_critic(place, ("orm", "genrm") if kind == "orm" else (kind,), aggregate, shared, policy)
+
+
+def _finished(config: CriticsConfig, plain: dict[str, Critic], policy: LMPolicy, shared: "SharedBackbone | None") -> Critic:
+    """What judges finished solutions in the ORM's place, from critics as they are, not calibrated."""
+    parts = {**plain, "likelihood": LikelihoodCritic(policy.engine, policy.prompt)}
+    if config.finished == RANK_AVERAGE:
+        return RankAverageCritic(list(parts.values()))
+    learned = Combination.load(str(config.finished))
+    if "prm" in learned.weights and config.prm and learned.prm_aggregate != config.prm_aggregate:
+        prm = plain["prm"]
+        # large: a published model is not loaded twice for another aggregate
+        parts["prm"] = (
+            prm.aggregated(learned.prm_aggregate)
+            if isinstance(prm, PublicPRM)
+            else _load(config, "prm", config.prm, learned.prm_aggregate, shared, policy.engine)
+        )
+    return LogisticCritic(parts, learned)

@@ -1,0 +1,1 @@
+"""How far a critic can be trusted: the command `llm-mcts diagnose`, its figures and its report."""

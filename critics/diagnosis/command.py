@@ -1,0 +1,380 @@
+"""`llm-mcts diagnose`: samples of a policy on held-out questions, judged by one or several critics.
+
+scores   every critic's, and the policy's own likelihood: do they rank within questions, are they calibrated?
+steps    of a PRM: does it find the first wrong step? By the task's own truth, or by a file of labelled solutions
+fits     a learned sum of the critics, and calibrations: judged on questions that they were not fitted to
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from critics.assemble.loading import ROLES, StepCritic, load_critic
+from critics.diagnosis.figures import (
+    CalibrationCheck,
+    Diagnosis,
+    check_calibration,
+    judge,
+    plot_calibration,
+    plot_reliability,
+    to_markdown,
+)
+from critics.kinds import Kind
+from critics.metrics import Group, Sample, agreement
+from critics.scoring.calibration import METHODS, Fitted, Method, head_hash, save_calibrations
+from critics.scoring.combine import Combination, fit_combination, rank_average
+from critics.scoring.likelihood import LikelihoodCritic
+from critics.scoring.trained import AGGREGATES
+from critics.step_metrics import Labelled, StepCase, StepDiagnosis, judge_steps, truth_of_labels
+from critics.step_metrics import to_markdown as steps_to_markdown
+from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, suggest
+from llm_mcts.evaluate import check_label
+from llm_mcts.result import SearchResult
+from llm_mcts.runner import run_questions
+from llm_mcts.runs.directory import Journal, RunDirectory, write_atomically
+from llm_mcts.runs.progress import Reporter
+from llm_mcts.settings import CriticsConfig, SolverConfig
+from llm_mcts.solver import Solver
+from llm_mcts.tasks import TaskConfig
+from llm_mcts.tasks.base import StepTask
+from llm_mcts.types import Critic, Problem, State, Step
+
+RESERVED = ("likelihood", "combined", "rank_average")
+"""Labels that the report uses itself."""
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """On what critics are judged."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    """The policy that writes the solutions; its search and critics are not used."""
+    split: str = "dev"
+    """Split of the task: questions that no critic was trained on."""
+    num_questions: int = 200
+    """How many questions, at least 20."""
+    num_samples: int = 16
+    """Solutions a question, at least 2."""
+    prm_aggregate: str = "min"
+    """How a PRM's step scores become one: min (Math-Shepherd), last, mean or prod."""
+    calibration: Method = "platt"
+    """The calibration that --calibrate saves: platt (scale and bias) or temperature (scale only). Both are reported."""
+    concurrency: int = 64
+    """Questions sampled at once, at least 1."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_questions", 20), ("num_samples", 2), ("concurrency", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if self.prm_aggregate not in AGGREGATES:
+            raise ConfigError(f"prm_aggregate is '{self.prm_aggregate}'{suggest(self.prm_aggregate, AGGREGATES)}")
+        if self.calibration not in METHODS:
+            raise ConfigError(f"calibration is '{self.calibration}'{suggest(self.calibration, METHODS)}")
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What a diagnosis is asked for besides the report."""
+
+    fit: Path | None = None
+    """File for a learned sum of the critics and the likelihood."""
+    calibrate: Path | None = None
+    """File for the critics' calibrations."""
+    labels: tuple[str, Sequence[Labelled]] | None = None
+    """Where labelled solutions come from, and the solutions: what a PRM's steps are judged by in place of the task's truth."""
+
+
+Prefixes = list[list[list[float]]]
+"""For each question and sample the scores of its prefixes: of the bare question, then after each step."""
+
+
+def diagnose(
+    folders: Mapping[str, Path],
+    config: DiagnoseConfig,
+    reporter: Reporter,
+    out: Path | None = None,
+    resume: bool = False,
+    requests: Requests | None = None,
+) -> dict[str, Any]:
+    """Judge critic checkpoints by label, and the policy's own likelihood; with a folder, samples and a report are kept there.
+
+    With `requests.fit`, the learned sum is judged as `combined`: on each half of the questions by the weights fitted on the
+    other half; and beside it, as `rank_average`, the mean of the critics' ranks, which needs no fit. Calibrations are judged
+    the same way.
+
+    Raises:
+        ModelError: a folder holds no critic.
+        DataError: questions without answers.
+    """
+    requests = requests or Requests()
+    critics = _load(folders, config, requests)
+    kinds = {label: ROLES[critic.kind] for label, critic in critics.items()}
+    with Solver(replace(config.solver, critics=CriticsConfig())) as solver:
+        if out:
+            RunDirectory.open(out, {**asdict(config), "critics": {k: str(v) for k, v in folders.items()}}, resume)
+        rows = _sample(config, solver, reporter, Journal(out / "samples.jsonl") if out else None)
+        likelihoods = asyncio.run(_every(LikelihoodCritic(solver.engine, solver.policy.prompt), _states(rows)))
+    states = _states(rows)
+    prefixes = {label: asyncio.run(_scores(critic, states)) for label, critic in critics.items()}
+    scored = {
+        label: _groups(rows, [[critic.aggregate(p[1:] or p) for p in found] for found in prefixes[label]])
+        for label, critic in critics.items()
+    }
+    diagnoses = {
+        label: judge(kinds[label], scored[label], found if critics[label].kind != "genrm" else ())
+        for label, found in prefixes.items()
+    }
+    scored["likelihood"] = _groups(rows, likelihoods)
+    diagnoses["likelihood"] = judge("policy", scored["likelihood"])
+    if requests.fit:
+        diagnoses |= _combine(kinds, scored, rows, config, requests.fit)
+    for label, diagnosis in diagnoses.items():
+        reporter.say(f"{label}: {diagnosis.verdict}")
+    prms = {label: critic for label, critic in critics.items() if kinds[label] == "prm"}
+    steps = {label: _judge_steps(critic, config, rows, prefixes[label], requests) for label, critic in prms.items()}
+    checks = _calibrate(folders, kinds, scored, prefixes, config, requests.calibrate) if requests.calibrate else {}
+    return _report(diagnoses, scored, steps, checks, config, reporter, out)
+
+
+def _load(folders: Mapping[str, Path], config: DiagnoseConfig, requests: Requests) -> dict[str, StepCritic]:
+    """The critics by label.
+
+    Raises:
+        ConfigError: a label or a combination of critics that cannot be reported or fitted.
+    """
+    for label in folders:
+        check_label(label)
+        if label in RESERVED:
+            raise ConfigError(f"critic folder named '{label}', which the report uses itself; rename the folder")
+    critics = {label: load_critic(folder, (), config.prm_aggregate) for label, folder in folders.items()}
+    kinds = [ROLES[critic.kind] for critic in critics.values()]
+    for option, asked in (("--fit", requests.fit), ("--calibrate", requests.calibrate)):
+        if asked and len(set(kinds)) < len(kinds):
+            raise ConfigError(
+                f"two critics of one kind ({', '.join(kinds)}) with {option}; expected at most one value model, PRM and ORM"
+            )
+    if requests.labels and "prm" not in kinds:
+        raise ConfigError(f"step labels and no PRM among the critics ({', '.join(kinds)}); name a PRM's folder")
+    return critics
+
+
+def _combine(
+    kinds: Mapping[str, Kind],
+    scored: dict[str, list[list[Sample]]],
+    rows: Sequence[Mapping[str, Any]],
+    config: DiagnoseConfig,
+    file: Path,
+) -> dict[str, Diagnosis]:
+    """Judge the learned sum and the average of ranks, adding their scores to `scored`; write the sum to `file`."""
+    named = {kind: scored[label] for label, kind in kinds.items()} | {"likelihood": scored["likelihood"]}
+    scored["combined"] = _cross_fitted(named, rows, config.prm_aggregate)
+    scored["rank_average"] = _rank_averaged(list(named.values()))
+    _fit(named, list(range(len(rows))), config.prm_aggregate).save(file)
+    return {
+        "combined": judge("learned sum", scored["combined"]),
+        "rank_average": judge("mean of ranks", scored["rank_average"]),
+    }
+
+
+def _rank_averaged(columns: Sequence[Sequence[Group]]) -> list[list[Sample]]:
+    """Scores as mean ranks among the answered samples of a question: what a search ranks."""
+    found = []
+    for groups in zip(*columns, strict=True):
+        answered = [i for i, sample in enumerate(groups[0]) if sample.answer is not None]
+        ranks = iter(rank_average([[group[i].score for i in answered] for group in groups]))
+        found.append([replace(s, score=0.0 if s.answer is None else next(ranks)) for s in groups[0]])
+    return found
+
+
+def _judge_steps(
+    critic: StepCritic, config: DiagnoseConfig, rows: Sequence[Mapping[str, Any]], prefixes: Prefixes, requests: Requests
+) -> StepDiagnosis | None:
+    """A PRM's step scores against the labelled solutions, or the task's truth; None where there is neither."""
+    if requests.labels:
+        source, solutions = requests.labels
+        by_question: dict[str, list[Labelled]] = {}
+        for solution in solutions:
+            by_question.setdefault(solution.question, []).append(solution)
+        states = [[State(x.question, tuple(map(Step, x.steps))) for x in group] for group in by_question.values()]
+        scores = asyncio.run(_scores(critic, states))
+        truths = [[truth_of_labels(x.labels) for x in group] for group in by_question.values()]
+        return judge_steps(_step_cases(scores, truths), f"the labels in {source}")
+    task = config.task.build()
+    if not isinstance(task, StepTask):
+        return None
+    problems = _problems(config)
+    found = [[tuple(task.step_truth(problems[r["id"]], s["steps"])) for s in r["samples"]] for r in rows]
+    return judge_steps(_step_cases(prefixes, found), f"the task's own truth ({task.name})")
+
+
+def _step_cases(scores: Prefixes, truths: Sequence[Sequence[tuple[bool | None, ...]]]) -> list[list[StepCase]]:
+    return [
+        [StepCase(tuple(s[1:]), t) for s, t in zip(group, truth, strict=True)]
+        for group, truth in zip(scores, truths, strict=True)
+    ]
+
+
+def _calibrate(
+    folders: Mapping[str, Path],
+    kinds: Mapping[str, Kind],
+    scored: Mapping[str, Sequence[Group]],
+    prefixes: Mapping[str, Prefixes],
+    config: DiagnoseConfig,
+    file: Path,
+) -> dict[str, CalibrationCheck]:
+    """Calibrate every critic on what it is asked in a search: a value model on all prefixes, the others on whole solutions."""
+    checks = {}
+    for label, kind in kinds.items():
+        groups = [[sample for sample in group if sample.answer is not None] for group in scored[label]]
+        if kind == "value":
+            groups = [
+                [Sample(score, s.right) for p, s in zip(found, group, strict=True) if s.answer is not None for score in p[1:]]
+                for found, group in zip(prefixes[label], scored[label], strict=True)
+            ]
+        checks[label] = check_calibration(kind, groups, config.calibration)
+    fitted = {
+        kinds[label]: Fitted(
+            c.fitted[c.chosen], c.chosen, head_hash(folders[label]), c.questions, c.samples, config.prm_aggregate
+        )
+        for label, c in checks.items()
+    }
+    save_calibrations(fitted, file)
+    return checks
+
+
+def _report(
+    diagnoses: Mapping[str, Diagnosis],
+    scored: Mapping[str, Sequence[Group]],
+    steps: Mapping[str, StepDiagnosis | None],
+    checks: Mapping[str, CalibrationCheck],
+    config: DiagnoseConfig,
+    reporter: Reporter,
+    out: Path | None,
+) -> dict[str, Any]:
+    agreements = {f"{a} and {b}": agreement(scored[a], scored[b]) for i, a in enumerate(scored) for b in list(scored)[i + 1 :]}
+    untold = [
+        "",
+        f"Steps: the task '{config.task.name}' does not tell which are right; give labelled solutions with --labels FILE",
+    ]
+    told = {label: steps_to_markdown(found) if found else untold for label, found in steps.items()}
+    report = {
+        "questions": len(next(iter(scored.values()))),
+        "critics": {label: asdict(diagnosis) for label, diagnosis in diagnoses.items()},
+        "steps": {label: asdict(found) if found else None for label, found in steps.items()},
+        "calibration": {label: asdict(check) for label, check in checks.items()},
+        "agreement": {pair: asdict(found) if found else None for pair, found in agreements.items()},
+        "markdown": to_markdown(diagnoses, agreements, told, checks),
+    }
+    if out:
+        plain = {key: value for key, value in report.items() if key != "markdown"}
+        write_atomically(out / "report.json", json.dumps(plain, indent=2).encode() + b"\n")
+        write_atomically(out / "report.md", str(report["markdown"]).encode())
+        plot_reliability(diagnoses, out / "reliability.png", reporter)
+        if checks:
+            plot_calibration(checks, out / "calibration.png", reporter)
+    return report
+
+
+def _states(rows: Sequence[Mapping[str, Any]]) -> list[list[State]]:
+    return [[_state(row["question"], s) for s in row["samples"]] for row in rows]
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) -> list[list[Sample]]:
+    """The samples with their scores. One that states no answer is worth 0 by definition, as in every search."""
+    return [
+        [
+            Sample(score if s["answer"] is not None else 0.0, s["right"], s["answer"])
+            for score, s in zip(found, row["samples"], strict=True)
+        ]
+        for found, row in zip(scores, rows, strict=True)
+    ]
+
+
+def _fit(named: Mapping[str, Sequence[Group]], questions: Sequence[int], prm_aggregate: str) -> Combination:
+    """The learned sum on these questions' answered samples."""
+    first = next(iter(named.values()))
+    places = [(q, i) for q in questions for i, sample in enumerate(first[q]) if sample.answer is not None]
+    scores = [{name: groups[q][i].score for name, groups in named.items()} for q, i in places]
+    return fit_combination(scores, [first[q][i].right for q, i in places], prm_aggregate)
+
+
+def _cross_fitted(
+    named: Mapping[str, Sequence[Group]], rows: Sequence[Mapping[str, Any]], prm_aggregate: str
+) -> list[list[Sample]]:
+    """The learned sum's scores of each half of the questions by the weights of the other half."""
+    halves = [list(range(0, len(rows), 2)), list(range(1, len(rows), 2))]
+    fitted = [_fit(named, halves[1], prm_aggregate), _fit(named, halves[0], prm_aggregate)]
+    scores = [
+        [fitted[q % 2]({name: groups[q][i].score for name, groups in named.items()}) for i in range(len(row["samples"]))]
+        for q, row in enumerate(rows)
+    ]
+    return _groups(rows, scores)
+
+
+def _problems(config: DiagnoseConfig) -> dict[str, Problem]:
+    """The questions by id."""
+    problems = {p.id: p for p in config.task.build().load(config.split, config.num_questions)}
+    unlabelled = [p.id for p in problems.values() if p.gold is None]
+    if unlabelled:
+        raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
+    return problems
+
+
+def _sample(config: DiagnoseConfig, solver: Solver, reporter: Reporter, journal: Journal | None) -> list[dict[str, Any]]:
+    """For each question {"id", "question", "samples": [{"steps", "answer", "right"}]}; kept in the journal."""
+    task, problems = config.task.build(), _problems(config)
+    rows = {row["id"]: row for row in journal.read()} if journal else {}
+    left = [p for p in problems.values() if p.id not in rows]
+    failed: list[str] = []
+
+    def on_done(record: Any, result: SearchResult | None) -> None:
+        problem = problems[record.id]
+        if result is None:
+            failed.append(f"question {record.id}: {record.error}")
+            return
+        samples = []
+        for trace in result.traces:
+            answer, gold = trace.state.answer, problem.gold
+            right = answer is not None and gold is not None and task.check(f"#### {answer}", gold)
+            samples.append({"steps": [s.text for s in trace.state.steps], "answer": answer, "right": right})
+        rows[record.id] = {"id": record.id, "question": problem.question, "samples": samples}
+        if journal:
+            journal.append(rows[record.id])
+
+    if left:
+        search = {"name": "self_consistency", "num_samples": config.num_samples, "num_parallel": config.num_samples}
+
+        async def solve(question: str) -> SearchResult:
+            return await solver.asolve(question, search)
+
+        with reporter.stage("sampling", len(left)) as meter:
+            asyncio.run(run_questions(left, solve, task.check, config.concurrency, on_done, meter))
+    if failed:
+        raise DataError(f"{len(failed)} questions could not be sampled, the first: {failed[0]}")
+    if journal and not journal.complete:
+        journal.finish(list(problems))
+    return [rows[id_] for id_ in problems]
+
+
+def _state(question: str, sample: Mapping[str, Any]) -> State:
+    *before, last = sample["steps"]
+    return State(question, (*(Step(text) for text in before), Step(last, terminal=True, answer=sample["answer"])))
+
+
+async def _every(critic: Critic, states: Sequence[Sequence[State]]) -> list[list[float]]:
+    return [await critic.score(group) for group in states]
+
+
+async def _scores(critic: StepCritic, states: Sequence[Sequence[State]]) -> list[list[list[float]]]:
+    """The scores of all prefixes; a solution that the critic cannot read is an error that names its question."""
+    found = []
+    for group in states:
+        try:
+            found.append(await critic.step_scores(group))
+        except LLMMCTSError as error:
+            raise DataError(f"question {group[0].question!r}: {error}") from error
+    return found

@@ -1,0 +1,1 @@
+"""What a critic is made of: a language model, its head, LoRA, and how both are saved."""

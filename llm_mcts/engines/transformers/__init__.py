@@ -1,0 +1,1 @@
+"""The default engine: any causal language model of transformers, batched continuously over a tree-shared cache."""

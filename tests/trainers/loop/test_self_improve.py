@@ -1,0 +1,272 @@
+"""The gate and the report of the loop, on made-up evaluations."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_mcts.config import load_config
+from llm_mcts.engines.base import EngineConfig
+from llm_mcts.engines.scripted import ScriptedEngine
+from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.runner import Record
+from llm_mcts.runs.directory import RunDirectory
+from llm_mcts.runs.progress import Reporter
+from llm_mcts.settings import CriticsConfig, SolverConfig
+from llm_mcts.tasks import get_task
+from llm_mcts.types import Problem
+from trainers.loop.self_improve import SelfImproveConfig, _Loop, self_improve
+
+
+def loop(tmp_path: Path, before: dict[str, str], after: dict[str, str], tolerance: float = 0.1) -> _Loop:
+    """A loop of one round whose evaluations are given as marks, "+" right and "-" wrong, by method."""
+    settings = {"num_rounds": 1, "eval_questions": 10, "gate": {"tolerance": tolerance}}
+    directory = RunDirectory(tmp_path)
+    for number, marks in enumerate((before, after)):
+        for label, row in marks.items():
+            records = [Record(str(i), "1", mark == "+").to_dict() for i, mark in enumerate(row)]
+            directory.round(number).evaluation(label).write(records)
+    return _Loop(load_config(SelfImproveConfig, settings), directory, Reporter(quiet=True))
+
+
+def test_the_gate_compares_a_round_with_what_stands(tmp_path: Path) -> None:
+    made = loop(tmp_path, {"greedy": "++--", "mcts": "++--"}, {"greedy": "+---", "mcts": "+---"})
+    start, first = made.directory.round(0), made.directory.round(1)
+    assert made._gate(start, first).accepted is False
+    noted = first.metric("gate")
+    assert noted is not None
+    assert (noted["accepted"], noted["changes"]["greedy"]["lost"]) == (False, 1)
+
+
+def test_a_verdict_stands_when_the_run_goes_on(tmp_path: Path) -> None:
+    made = loop(tmp_path, {"greedy": "+-", "mcts": "+-"}, {"greedy": "++", "mcts": "++"})
+    start, first = made.directory.round(0), made.directory.round(1)
+    assert made._gate(start, first).accepted is True
+    first.evaluation("greedy").path.unlink()  # not looked at again
+    assert made._gate(start, first).accepted is True
+
+
+def test_settings_that_new_critics_would_contradict_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"critics.calibration is c\.json"):
+        SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(calibration="c.json")))
+    with pytest.raises(ConfigError, match=r"critics\.rollouts is 4"):
+        SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)))
+    SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)), critics=("orm",))
+
+
+# Objectives of the critics
+
+SMALL: dict[str, Any] = {
+    "task": {"name": "arith", "level": "easy"},
+    "num_rounds": 1,
+    "train_questions": 12,
+    "eval_questions": 2,
+    "concurrency": 4,
+    "solver": {
+        "policy": {"temperature": 1.0, "max_step_tokens": 48, "max_solution_tokens": 120},
+        "search": {"name": "mcts", "num_simulations": 8, "expansion_width": 3},
+    },
+    "methods": {"greedy": "greedy"},
+    "gate": {"tolerance": 1.0},
+}
+# name -> (settings, the key that tells each critic's rows)
+OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "tree and pairs": (
+        {
+            "critic_loss": {
+                "value": {"target": "tree_q", "lm_weight": 0.01},
+                "prm": {"target": "pairwise"},
+                "orm": {"target": "pairwise"},
+            },
+            "rows": {"negatives": "twins"},
+            "head": {"kind": "ovm", "dropout": 0.2},
+        },
+        {"value": "q_values", "prm": "chosen", "orm": "chosen"},
+    ),
+    "returns and hard labels": (
+        {
+            "critic_loss": {
+                "value": {"target": "td_lambda", "loss": "cross_entropy"},
+                "prm": {"target": "hard"},
+                "orm": {"loss": "mse"},
+            }
+        },
+        {"value": "q_values", "prm": "labels", "orm": "label"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_round_with_other_objectives(name: str, tmp_path: Path) -> None:
+    settings, keys = OBJECTIVES[name]
+    self_improve(load_config(SelfImproveConfig, {**SMALL, **settings}), tmp_path / "run")
+    here = RunDirectory(tmp_path / "run").round(1)
+    for kind, key in keys.items():
+        rows = here.rows(kind).read()
+        assert rows
+        assert all(key in row for row in rows)
+        trained = here.metric(kind)
+        assert trained is not None
+        assert (trained["rows"], trained["left_out"]) == (len(rows), 0)
+    head = json.loads((here.checkpoint("value") / "critic.json").read_text())["head"]
+    assert head["kind"] == settings.get("head", {}).get("kind", "mlp")
+
+
+def test_a_run_that_needs_a_value_model_says_so_before_it_searches() -> None:
+    settings = {"critic_loss": {"value": {"target": "td_lambda", "estimate": "model"}}}
+    with pytest.raises(ConfigError, match=r"starts without a value model; name one in solver\.critics\.value"):
+        load_config(SelfImproveConfig, settings)
+    load_config(SelfImproveConfig, {**settings, "critics": ["orm"]})
+    load_config(SelfImproveConfig, {**settings, "solver": {"critics": {"value": "models/value"}}})
+
+
+class Engine(ScriptedEngine):
+    """Counts what became of it."""
+
+    def __init__(self, swaps: bool) -> None:
+        super().__init__(lambda _: [("#### 4", 1.0)])
+        self.swapped: list[str] = []
+        self.closed = 0
+        if swaps:
+            self.swap = self._swap
+
+    async def _swap(self, model: str) -> None:
+        self.swapped.append(model)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_the_next_rounds_policy_is_swapped_in_or_the_former_engine_closed(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Engine] = []
+
+    def build(config: object) -> Engine:
+        made.append(Engine(swaps))
+        return made[-1]
+
+    monkeypatch.setattr("llm_mcts.solver.build_engine", build)
+    one = loop(tmp_path, {}, {})
+    first, second = SolverConfig(), replace(SolverConfig(), engine=EngineConfig("folder"))
+    one._solver(first)
+    one._solver(first)
+    solver = one._solver(second)
+    assert solver.config == second
+    one.close()
+    if swaps:
+        assert len(made) == 1
+        assert (made[0].swapped, made[0].closed) == (["folder"], 1)
+    else:
+        assert [engine.closed for engine in made] == [1, 1]
+
+
+def test_servers_with_fixed_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match="do not get the weights that are trained"):
+        SelfImproveConfig(solver=SolverConfig(engine=EngineConfig("m", name="openai")))
+
+
+# Questions that must not be learnt from, and searches without a tree
+
+
+def lines(file: Path, problems: list[Problem]) -> Path:
+    file.write_text("".join(json.dumps({"question": p.question, "answer": p.gold}) + "\n" for p in problems))
+    return file
+
+
+def test_one_file_for_every_split_is_refused(tmp_path: Path) -> None:
+    file = lines(tmp_path / "own.jsonl", get_task("arith", level="easy").load("train", 6))
+    config = load_config(SelfImproveConfig, {**SMALL, "task": {"name": "jsonl", "path": str(file)}})
+    with pytest.raises(DataError, match=r"2 of 2 questions of split dev are training questions too; .* dev\.jsonl"):
+        self_improve(config, tmp_path / "run")
+    assert not RunDirectory(tmp_path / "run").round(0).metric("evaluate")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    task = get_task("arith", level="easy")
+    lines(folder / "train.jsonl", task.load("train", 6))
+    lines(folder / "dev.jsonl", task.load("dev", 2))
+    lines(folder / "test.jsonl", [*task.load("test", 2), replace(task.load("train", 1)[0], id="again")])
+    settings = {**SMALL, "task": {"name": "jsonl", "path": str(folder)}, "test_questions": 3}
+    with pytest.raises(DataError, match="1 of 3 questions of split test"):
+        self_improve(load_config(SelfImproveConfig, settings), tmp_path / "other")
+
+
+def test_unlabelled_questions_near_the_held_out_ones_are_left_out(tmp_path: Path) -> None:
+    task = get_task("arith", level="easy")
+    known = [*task.load("dev", 2), *task.load("test", 1)]
+    fresh = task.load("train", 30)[20:24]
+    file = lines(tmp_path / "unlabelled.jsonl", [*known, *fresh])
+    overlap = {"mask_numbers": False, "threshold": 1.0}  # stories from templates: equal ones alone are near
+    settings = {**SMALL, "unlabelled": str(file), "imagine": {"overlap": overlap}, "test_questions": 1}
+    self_improve(load_config(SelfImproveConfig, settings), tmp_path / "run")
+    rows = RunDirectory(tmp_path / "run").round(1).questions.read()
+    assert [row["question"] for row in rows if row["source"] == "unlabelled"] == [p.question for p in fresh]
+
+
+def test_samples_without_a_tree_teach_too(tmp_path: Path) -> None:
+    """Rejection sampling as in STaR and ReST-EM: plain samples in the place of a search."""
+    search = {"name": "self_consistency", "num_samples": 4}
+    self_improve(load_config(SelfImproveConfig, {**SMALL, "solver": {**SMALL["solver"], "search": search}}), tmp_path / "run")
+    here = RunDirectory(tmp_path / "run").round(1)
+    noted = here.metric("rows")
+    assert noted is not None and (noted["searched"], noted["failed"], noted["trajectories"]) == (12, 0, 48)
+    assert noted["policy"] > 0 and noted["orm"] > 0
+    trained = here.metric("policy")
+    assert trained is not None and trained["rows"] == noted["policy"]
+
+
+def test_contradictions_are_told_before_the_search() -> None:
+    by_value = {"policy_loss": {"method": "policy_gradient", "policy_gradient": {"baseline": "value"}}}
+    with pytest.raises(ConfigError, match="there is no value model"):
+        load_config(SelfImproveConfig, {**by_value, "critics": []})
+    load_config(SelfImproveConfig, by_value)
+    noisy = {
+        "policy_loss": {"method": "distill"},
+        "rows": {"targets": {"target": "gumbel"}},
+        "solver": {"search": {"name": "mcts", "root_noise": 0.25}},
+    }
+    with pytest.raises(ConfigError, match="puts noise on them"):
+        load_config(SelfImproveConfig, noisy)
+    load_config(SelfImproveConfig, {**noisy, "rows": {"targets": {"target": "visits"}}})
+
+
+def test_held_out_questions_need_answers(tmp_path: Path) -> None:
+    folder, task = tmp_path / "own", get_task("arith", level="easy")
+    folder.mkdir()
+    lines(folder / "train.jsonl", task.load("train", 6))
+    lines(folder / "dev.jsonl", [replace(p, gold=None) for p in task.load("dev", 2)])
+    with pytest.raises(DataError, match="2 of 2 questions of split dev have no answer"):
+        self_improve(
+            load_config(SelfImproveConfig, {**SMALL, "task": {"name": "jsonl", "path": str(folder)}}), tmp_path / "run"
+        )
+
+
+def test_what_would_end_a_run_later_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        self_improve(load_config(SelfImproveConfig, {**SMALL, "unlabelled": "/nowhere.jsonl"}), tmp_path / "unlabelled")
+    monkeypatch.setattr("trainers.fit.tracking.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="tracking is 'tensorboard'"):
+        self_improve(load_config(SelfImproveConfig, SMALL), tmp_path / "tracking")
+    for name in ("unlabelled", "tracking"):
+        assert not RunDirectory(tmp_path / name).round(0).metrics()
+
+
+@pytest.mark.parametrize(
+    "gone", ["checkpoints/policy", "checkpoints/orm", "trees.jsonl.gz", "rows/policy.jsonl", "questions.jsonl"]
+)
+def test_what_is_gone_is_missed(gone: str, tmp_path: Path) -> None:
+    config = load_config(SelfImproveConfig, SMALL)
+    self_improve(config, tmp_path / "run")
+    here = RunDirectory(tmp_path / "run").round(1)
+    before = {"trees.jsonl.gz": "rows", "rows/policy.jsonl": "policy"}.get(gone, "evaluate")
+    notes = here.metrics_file.read_text().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(notes) if json.loads(line)["stage"] == before)
+    here.metrics_file.write_text("".join(notes[:place]))
+    path = here.path / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DataError, match=f"{path.name} is gone"):
+        self_improve(config, tmp_path / "run", resume=True)

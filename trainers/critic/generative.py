@@ -1,0 +1,165 @@
+"""Training a language model to judge in words: next-token loss on verdicts, mixed with solving.
+
+    L = L_verify + lambda * L_correct                                                        (GenRM, arXiv 2408.15240)
+
+L_verify is the loss on the verdict, and on the rationale in front of it where there is one; L_correct that on right
+solutions. The same trainer serves the ORM and the PRM by token probability, whose verdicts are other words.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from critics.assemble.loading import VERIFIER_FILE, VerifierFile
+from critics.scoring.generative import VERDICTS, VerdictKind, VerifierConfig
+from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
+from llm_mcts.types import State, Step
+from trainers.data.encoding import Encoded, encode_solution, token_labels
+from trainers.data.rows import SolutionRow, StepRow, VerdictRow
+from trainers.fit.fit import TrainConfig, fit
+from trainers.fit.language_model import load_policy, token_logits
+from trainers.fit.losses import next_token_loss
+from trainers.fit.terms import Batch, tokens
+
+VERIFY, SOLVE = 0.0, 1.0
+"""What a token of a mixed batch belongs to (the `labels` of its row)."""
+
+
+@dataclass(frozen=True)
+class GenRMConfig:
+    """What a verifier learns from."""
+
+    kind: VerdictKind = "genrm"
+    """genrm: Yes or No about a solution; orm, prm: the words of AlphaLLM's critics."""
+    solving_weight: float = 1 / 3
+    """lambda: weight of the loss on right solutions, at least 0; the paper leaves it open."""
+    per_problem: int = 16
+    """Most right and most wrong solutions of one problem, at least 1. GenRM: 16."""
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    """How the trained verifier is asked, kept in its checkpoint; with rationales, all rows need one."""
+
+    def __post_init__(self) -> None:
+        if self.verifier.rationales and self.kind != "genrm":
+            raise ConfigError(f"{self.verifier.rationales} rationales for kind '{self.kind}'; only genrm writes them")
+        if self.solving_weight < 0 or self.per_problem < 1:
+            raise ConfigError(
+                f"genrm with solving_weight={self.solving_weight}, per_problem={self.per_problem}; "
+                "expected at least 0, at least 1"
+            )
+
+
+def verdict_rows(rows: Sequence[SolutionRow | StepRow], kind: VerdictKind = "genrm") -> list[VerdictRow]:
+    """For genrm and orm, outcomes as verdicts on whole solutions; for prm, one on each labelled step; right from 0.5 on.
+
+    Raises:
+        DataError: labels of steps for a critic of whole solutions, or the other way round.
+    """
+    found = []
+    for row in rows:
+        if isinstance(row, StepRow) != (kind == "prm"):
+            raise DataError(
+                f"a {type(row).__name__} of question {row.question!r} for a verifier of kind '{kind}'; expected "
+                f"{'StepRow' if kind == 'prm' else 'SolutionRow'}s"
+            )
+        if isinstance(row, SolutionRow):
+            found.append(VerdictRow(row.problem, row.question, row.steps, row.label >= 0.5))
+            continue
+        for i, label in enumerate(row.labels):
+            if label is not None:
+                found.append(VerdictRow(row.problem, row.question, row.steps[: i + 1], label >= 0.5))
+    return found
+
+
+def balanced(rows: Sequence[VerdictRow], per_problem: int) -> list[VerdictRow]:
+    """At most `per_problem` right and as many wrong solutions of each problem, the first of each, with all their rationales."""
+    kept: dict[tuple[str, bool], dict[tuple[str, ...], dict[str, VerdictRow]]] = defaultdict(dict)
+    for row in rows:
+        group = kept[row.question, row.right]
+        if row.steps in group or len(group) < per_problem:
+            group.setdefault(row.steps, {}).setdefault(row.rationale, row)
+    return [row for group in kept.values() for same in group.values() for row in same.values()]
+
+
+def encode_verdict(row: VerdictRow, kind: VerdictKind, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
+    """What the verifier is asked and the reply that counts: rationale, question and verdict, then the end of the text."""
+    verdict = VERDICTS[kind]
+    state = State(row.question, tuple(Step(text) for text in row.steps))
+    prompt = fmt.verification(state, verdict.question, rationale=bool(row.rationale))
+    word = verdict.yes if row.right else verdict.no
+    reply = (f"{row.rationale.strip()}\n", verdict.question, word) if row.rationale else (word,)
+    ids, start = [*encode((*prompt, *reply)), eos], len(encode(prompt))
+    return Encoded(ids, [VERIFY] * len(ids), [i >= start for i in range(len(ids))])
+
+
+def verdict_terms(logits: Tensor, batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
+    """L_verify and weight * L_correct of a batch: two means of -log p(token t+1 | tokens <= t), each over its own tokens.
+
+    The mean over no token is not a number; `verdict_counts` says that it has no part in the loss.
+
+    Args:
+        logits: [B, T, V].
+        weight: lambda, at least 0.
+    """
+    split = _with_purposes(batch)
+    verify, solve = (next_token_loss(logits, token_labels(split, purpose)) for purpose in ("verify", "solve"))
+    return verify, weight * solve
+
+
+def verdict_counts(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The tokens of verdicts and rationales, and those of right solutions."""
+    split = _with_purposes(batch)
+    return tokens(split, "verify"), tokens(split, "solve")
+
+
+def _with_purposes(batch: Batch) -> Batch:
+    """The batch with its mask in two: what is there to verify, and what to solve."""
+    solving = batch["labels"] == SOLVE
+    return {**batch, "verify": batch["mask"] & ~solving, "solve": batch["mask"] & solving}
+
+
+def train_genrm(
+    rows: Sequence[VerdictRow],
+    start: str,
+    out: Path,
+    config: TrainConfig,
+    genrm: GenRMConfig | None = None,
+    prompt: PromptConfig | None = None,
+    seed: int = 0,
+    logs: Path | None = None,
+) -> dict[str, float]:
+    """Train model `start` on verdicts and on solving, and write the verifier's checkpoint to `out`; track it in `logs`.
+
+    Raises:
+        DataError: rows with rationales for a verifier without, or the other way round.
+    """
+    genrm = genrm or GenRMConfig()
+    if odd := [row for row in rows if bool(row.rationale) != bool(genrm.verifier.rationales)]:
+        raise DataError(
+            f"a row of question {odd[0].question!r} has {'a' if odd[0].rationale else 'no'} rationale and "
+            f"verifier.rationales is {genrm.verifier.rationales}; expected rationales in all rows "
+            "(llm-mcts rationales writes them) and above 0, or in none and 0"
+        )
+    rows = balanced(rows, genrm.per_problem)
+    lm = load_policy(start, config, prompt, seed)
+    encoded = [encode_verdict(row, genrm.kind, lm.fmt, lm.encode, lm.eos) for row in rows]
+    if genrm.solving_weight > 0:
+        solved = dict.fromkeys((row.problem, row.question, row.steps) for row in rows if row.right and genrm.kind != "prm")
+        encoded += [encode_solution(SolutionRow(*one, SOLVE), lm.fmt, lm.encode, lm.eos) for one in solved]
+
+    def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        return verdict_terms(token_logits(model, batch), batch, genrm.solving_weight)
+
+    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed, verdict_counts, logs)
+    about = VerifierFile(genrm.kind, start, asdict(lm.fmt.config), asdict(genrm.verifier))
+    lm.save(out, merge=False, also=lambda folder: _describe(about, folder))
+    return metrics
+
+
+def _describe(about: VerifierFile, folder: Path) -> None:
+    (folder / VERIFIER_FILE).write_text(json.dumps(asdict(about), indent=2) + "\n")

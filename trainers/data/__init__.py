@@ -1,0 +1,1 @@
+"""From searched trees to training rows, and from rows to tokens."""

@@ -1,0 +1,1 @@
+"""One optimiser loop and its losses, for every trainer."""

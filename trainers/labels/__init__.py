@@ -1,0 +1,1 @@
+"""Automatic labels: outcomes, step labels by rollouts, and critiques."""

@@ -1,0 +1,1 @@
+"""The self-improvement loop: search, rows, critics, policy, gate."""

@@ -1,0 +1,108 @@
+"""AlphaZero's policy step for steps of reasoning: the policy learns what the search made of it at each prefix.
+
+    L = mean over states s of - sum_a pi(a | s) log p(a | s)                      (Silver et al. 2018; its policy term)
+
+    sum        log p(a | s) is the sum of the step's token log-probabilities, its newline included and, behind an answer, the
+               end of the text: pi is an improved policy over all texts that happens to sit on the sampled ones
+    siblings   p(a | s) is the softmax over the sampled steps of log p per token / temperature, exactly as a search makes
+               priors: only the order among the sampled steps is learnt, and the policy keeps what it gives to all others
+
+AlphaZero's actions are all legal moves, ours a sample of texts; both readings of that are offered. Its value term is the
+value model's training, its weight decay the optimiser's. `trainers.data.targets` makes the rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from llm_mcts.errors import ConfigError
+from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
+from trainers.data.encoding import Encoded, EncodedGroup, encode_next
+from trainers.data.rows import TargetRow
+from trainers.fit.fit import TrainConfig, fit
+from trainers.fit.language_model import load_policy, token_logits
+from trainers.fit.losses import distillation_loss, sequence_logprobs, sibling_distillation_loss
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What is learnt of a target row."""
+
+    over: Literal["sum", "siblings"] = "sum"
+    """sum: the probability of each step among all texts; siblings: among the steps that the search had sampled."""
+    prior_temperature: float = 1.0
+    """siblings: temperature of the softmax, above 0; the search's own (prior_temperature)."""
+
+    def __post_init__(self) -> None:
+        if self.over not in ("sum", "siblings"):
+            raise ConfigError(f"distill.over is '{self.over}'; expected sum or siblings")
+        if not 0 < self.prior_temperature < inf:
+            raise ConfigError(f"distill.prior_temperature is {self.prior_temperature}; expected above 0")
+
+
+def train_distill(
+    rows: Sequence[TargetRow],
+    start: str,
+    out: Path,
+    config: TrainConfig,
+    distill: DistillConfig | None = None,
+    prompt: PromptConfig | None = None,
+    seed: int = 0,
+    logs: Path | None = None,
+) -> dict[str, float]:
+    """Train model `start` towards the rows' targets and write it to `out`, with LoRA merged.
+
+    `batch_size` counts prefixes; each is as many sequences as it has actions. One too long action leaves out its prefix. Rows
+    that tell an outcome alone are passed over.
+
+    Raises:
+        DataError: no row fits `max_length`.
+    """
+    distill = distill or DistillConfig()
+    lm = load_policy(start, config, prompt, seed)
+    encoded: list[Any] = [encode_target(row, distill, lm.fmt, lm.encode, lm.eos) for row in rows if row.actions]
+
+    def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        return target_loss(token_logits(model, batch), batch, distill)
+
+    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed, None, logs)
+    lm.save(out)
+    return metrics
+
+
+def encode_target(row: TargetRow, distill: DistillConfig, fmt: PromptFormat, encode: Encoder, eos: int) -> EncodedGroup:
+    """A sequence for each action behind the prefix; pi stands as the label of the action's tokens.
+
+    sum: actions without a share of pi are left out, for they add nothing. siblings: all actions, without the end of the text:
+    a search stops at the answer's line, so its priors do not hold it.
+    """
+    siblings = distill.over == "siblings"
+    parts = []
+    for action, share in zip(row.actions, row.targets, strict=True):
+        if siblings or share > 0:
+            part = encode_next(row.question, row.steps, (action,), fmt, encode, eos)
+            parts.append(_with_share(_without_end(part, eos) if siblings else part, share))
+    return EncodedGroup(tuple(parts))
+
+
+def _with_share(part: Encoded, share: float) -> Encoded:
+    return replace(part, labels=[share if counts else 0.0 for counts in part.mask])
+
+
+def _without_end(part: Encoded, eos: int) -> Encoded:
+    n = len(part.ids) - (part.ids[-1] == eos)
+    return Encoded(part.ids[:n], part.labels[:n], part.mask[:n])
+
+
+def target_loss(logits: Tensor, batch: dict[str, Tensor], distill: DistillConfig) -> Tensor:
+    """The loss of a batch of encoded targets; logits [B, T, V]."""
+    mask = batch["mask"]
+    logprobs = sequence_logprobs(logits, batch["input_ids"], mask)
+    targets = batch["labels"].amax(1)  # the same number at each of an action's tokens, 0 elsewhere
+    if distill.over == "sum":
+        return distillation_loss(logprobs, targets, batch["item"])
+    return sibling_distillation_loss(logprobs, mask.sum(1), targets, batch["item"], distill.prior_temperature)

@@ -1,0 +1,1 @@
+"""Which questions are searched: the curriculum, answers by agreement, and imagined questions."""

@@ -1,0 +1,91 @@
+"""The door for questions without a gold answer: what a search's solutions agree on, and its critics believe, is taken for it.
+
+    answer a = argmax_a n_a, n_a whole solutions of the tree that state a;  taken if
+    n_a / n >= min_vote,  mean critic score of a's solutions >= min_score,  n >= min_solutions
+
+n counts solutions without an answer too: a policy that does not come to an end does not know the answer. Rows are then made
+as if a were gold. AlphaLLM (arXiv 2404.12253) keeps a trajectory by its ORM alone; a vote is added here because a policy that
+trains on its own answers has no other check, and it is no proof: solutions of one tree share steps, so they err together.
+`door_accuracy` says on labelled questions how often the door is right; on imagined ones, which stray from what the policy
+knows, it is right less often than that.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from llm_mcts.errors import ConfigError
+from llm_mcts.tree import Tree
+from llm_mcts.types import Trace
+
+Verdict = Literal[
+    "agreed", "agreed by vote alone", "too few solutions", "no answer", "vote below min_vote", "score below min_score"
+]
+
+
+@dataclass(frozen=True)
+class AgreementConfig:
+    """When an answer is taken for gold."""
+
+    min_vote: float = 0.6
+    """Share of the whole solutions that have to state it, in (0, 1]."""
+    min_score: float = 0.6
+    """Mean score that the critics have to give these solutions, in [0, 1]; without critics the vote decides alone."""
+    min_solutions: int = 4
+    """Whole solutions that a tree has to hold, at least 1."""
+    distinct: bool = False
+    """Count solutions of the same text once: a policy that repeats itself then has no more votes."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_vote <= 1 or not 0 <= self.min_score <= 1 or self.min_solutions < 1:
+            raise ConfigError(
+                f"agreement with min_vote={self.min_vote}, min_score={self.min_score}, min_solutions={self.min_solutions}; "
+                "expected min_vote in (0, 1], min_score in [0, 1], min_solutions >= 1"
+            )
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What a tree's solutions agree on."""
+
+    answer: str | None
+    """The answer to be taken for gold; None: refused."""
+    vote: float
+    """Share of the whole solutions that state the most frequent answer, in [0, 1]."""
+    score: float | None
+    """The critics' mean score of these, in [0, 1]; None without critics."""
+    reason: Verdict
+    """Why it is taken or refused."""
+
+
+def agreed_answer(tree: Tree, config: AgreementConfig) -> Agreed:
+    """The answer that the tree's whole solutions agree on, if that passes the thresholds.
+
+    Args:
+        tree: of a search of the question.
+        config: the thresholds. Scores that agreement gave are not used: they would be the vote once more.
+    """
+    traces = tree.traces()
+    if config.distinct:
+        traces = list({trace.state.text: trace for trace in traces}.values())
+    votes = Counter(trace.state.answer for trace in traces if trace.state.answer is not None)
+    if not votes:
+        return Agreed(None, 0.0, None, "no answer" if len(traces) >= config.min_solutions else "too few solutions")
+    answer, n = votes.most_common(1)[0]
+    vote, score = n / len(traces), _mean_score(traces, answer)
+    if len(traces) < config.min_solutions:
+        return Agreed(None, vote, score, "too few solutions")
+    if vote < config.min_vote:
+        return Agreed(None, vote, score, "vote below min_vote")
+    if score is None:
+        return Agreed(answer, vote, None, "agreed by vote alone")
+    if score < config.min_score:
+        return Agreed(None, vote, score, "score below min_score")
+    return Agreed(answer, vote, score, "agreed")
+
+
+def _mean_score(traces: Sequence[Trace], answer: str) -> float | None:
+    scores = [trace.score for trace in traces if trace.state.answer == answer and trace.score is not None]
+    return fmean(scores) if scores else None

@@ -1,0 +1,1 @@
+"""New training questions made of old ones: other numbers, backward, rephrased, harder."""

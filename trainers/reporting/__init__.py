@@ -1,1 +1,0 @@
-"""The parts of the self-improvement report; `trainers.report` puts them together."""
