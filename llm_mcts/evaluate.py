@@ -1,26 +1,25 @@
 """Accuracy, honestly: with intervals, beside what it cost, several methods on the same questions."""
 
-import asyncio
 import csv
 import io
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.result import SearchResult
-from llm_mcts.runner import Check, Record, Solve, run_questions
-from llm_mcts.runs.directory import Journal, RunDirectory, write_atomically
+from llm_mcts.runner import Check, Record, Solve, solve_one
+from llm_mcts.runs.directory import Journal
+from llm_mcts.runs.job import each_question, open_job
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.settings import SolverConfig, build_search
 from llm_mcts.solver import Solver
 from llm_mcts.tasks import TaskConfig
+from llm_mcts.tasks.base import require_answers
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, Usage
 
@@ -224,6 +223,11 @@ class Evaluation:
         paired = "\nPaired on the same questions, 95 % intervals:\n\n" + "\n".join(lines) + "\n" if lines else ""
         return to_markdown(self.scores) + paired
 
+    def files(self) -> dict[str, str]:
+        """The report's files: name -> text."""
+        data = json.dumps(self.to_dict(), indent=2) + "\n"
+        return {"report.md": self.markdown, "report.csv": to_csv(self.scores), "report.json": data}
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready report."""
         differences = {name: {**asdict(d), "difference": d.difference} for name, d in self.differences.items()}
@@ -241,20 +245,19 @@ def evaluate_methods(
     """
     task = config.task.build()
     problems = task.load(config.split, config.num_questions)
-    unlabelled = [p.id for p in problems if p.gold is None]
-    if unlabelled:
-        raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
-    with Solver(config.solver) as solver, ExitStack() as held:
-        if folder:
-            held.enter_context(RunDirectory.open(folder, asdict(config), resume))
+    require_answers(problems, f"of split {config.split}")
+    with (
+        Solver(config.solver) as solver,
+        open_job(folder, asdict(config), resume, reporter, {"seed": config.solver.seed}) as job,
+    ):
         records = {}
         for label, search in config.methods.items():
-            journal = Journal(folder / f"{label}.jsonl") if folder else None
             solve = partial(solver.asolve, search=search)
+            journal = job.journal(f"{label}.jsonl")
             records[label] = solve_into(journal, problems, solve, task.check, config.concurrency, reporter, label)
-    evaluation = Evaluation(records)
-    if folder:
-        write_report(evaluation, folder)
+        evaluation = Evaluation(records)
+        for name, text in evaluation.files().items():
+            job.write(name, text)
     return evaluation
 
 
@@ -269,31 +272,13 @@ def solve_into(
     keep_trees: bool = False,
 ) -> list[Record]:
     """Solve the problems that the journal does not hold yet and complete it; all records, in the problems' order."""
-    rows = {row["id"]: row for row in journal.read()} if journal else {}
-    if journal and (strange := set(rows) - {p.id for p in problems}):
-        raise DataError(
-            f"{journal.path} has question {min(strange)}, which is not among the questions now; choose another folder"
-        )
-    left = [p for p in problems if p.id not in rows]
 
-    def on_done(record: Record, result: SearchResult | None) -> None:
-        rows[record.id] = record.to_dict()
+    async def work(problem: Problem) -> tuple[dict[str, Any], Record]:
+        record, result = await solve_one(problem, solve, check)
+        row = record.to_dict()
         if keep_trees and result:
-            tree = result.tree or Tree.of_samples(result.question, result.traces)
-            rows[record.id] |= {"tree": tree.to_dict()}
-        if journal:
-            journal.append(rows[record.id])
+            row["tree"] = (result.tree or Tree.of_samples(result.question, result.traces)).to_dict()
+        return row, record
 
-    if left:
-        with reporter.stage(title, len(left)) as meter:
-            asyncio.run(run_questions(left, solve, check, concurrency, on_done, meter))
-    if journal and not journal.complete:
-        journal.finish([p.id for p in problems])
-    return [Record.from_dict({k: v for k, v in rows[p.id].items() if k != "tree"}) for p in problems]
-
-
-def write_report(evaluation: Evaluation, folder: Path) -> None:
-    """Write report.md, report.json and report.csv."""
-    write_atomically(folder / "report.md", evaluation.markdown.encode())
-    write_atomically(folder / "report.json", json.dumps(evaluation.to_dict(), indent=2).encode() + b"\n")
-    write_atomically(folder / "report.csv", to_csv(evaluation.scores).encode())
+    rows = each_question(journal, problems, work, concurrency, reporter, title)
+    return [Record.from_dict({key: value for key, value in row.items() if key != "tree"}) for row in rows]

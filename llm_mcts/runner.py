@@ -1,17 +1,18 @@
 """Many questions at once: bounded concurrency, progress, and a failure is a record, not the end."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from llm_mcts.concurrency import gather_all
+from llm_mcts.concurrency import gather_bounded
 from llm_mcts.errors import ConfigError, ModelError, exhausted
 from llm_mcts.result import SearchResult
 from llm_mcts.types import Problem, Usage, metered
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -63,34 +64,40 @@ async def run_questions(
     Only the question's text reaches `solve`. An exception becomes the record's `error`, and the others go on; but an
     error in the configuration or a model, or a full disk or memory, would hit every question and is raised.
     """
-    if concurrency < 1:
-        raise ConfigError(f"concurrency is {concurrency}; expected at least 1")
-    gate = asyncio.Semaphore(concurrency)
 
-    async def one(problem: Problem) -> Record:
-        async with gate:
-            record, result = await _solve_one(problem, solve, check)
+    def done(_: Problem, result: tuple[Record, SearchResult | None]) -> None:
         if on_done:
-            on_done(record, result)
+            on_done(*result)
         if progress:
-            progress.advance(record)
-        return record
+            progress.advance(result[0])
 
-    return await gather_all([one(problem) for problem in problems])
+    solved = await gather_bounded(lambda problem: solve_one(problem, solve, check), problems, concurrency, done)
+    return [record for record, _ in solved]
 
 
-async def _solve_one(problem: Problem, solve: Solve, check: Check) -> tuple[Record, SearchResult | None]:
+async def solve_one(problem: Problem, solve: Solve, check: Check) -> tuple[Record, SearchResult | None]:
+    """One question's record and result; only its text reaches `solve`."""
+    result, error, usage = await attempt(problem, lambda: solve(problem.question))
+    if result is None:
+        return Record(problem.id, error=error, usage=usage), None
+    result.usage = usage
+    correct = None if problem.gold is None else result.answer is not None and check(f"#### {result.answer}", problem.gold)
+    return Record(problem.id, result.answer, correct, result.confidence, result.state.text, None, usage), result
+
+
+async def attempt(problem: Problem, work: Callable[[], Awaitable[T]]) -> tuple[T | None, str | None, Usage]:
+    """The result of some work on a question, or why there is none, and what it cost.
+
+    Raises:
+        ConfigError, ModelError: they would hit every question, as a full disk or memory would.
+    """
     with metered() as usage:
         try:
-            result = await solve(problem.question)
+            return await work(), None, usage
         except (ConfigError, ModelError):
             raise
         except Exception as error:
             if exhausted(error):
                 raise
             log.warning("question %s failed: %s", problem.id, error)
-            return Record(problem.id, error=f"{type(error).__name__}: {error}", usage=usage), None
-    result.usage = usage
-    correct = None if problem.gold is None else result.answer is not None and check(f"#### {result.answer}", problem.gold)
-    record = Record(problem.id, result.answer, correct, result.confidence, result.state.text, None, usage)
-    return record, result
+            return None, f"{type(error).__name__}: {error}", usage

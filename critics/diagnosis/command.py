@@ -6,9 +6,10 @@ fits     a learned sum of the critics, and calibrations: judged on questions tha
 """
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,13 @@ from critics.step_metrics import Labelled, StepCase, StepDiagnosis, judge_steps,
 from critics.step_metrics import to_markdown as steps_to_markdown
 from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, suggest
 from llm_mcts.evaluate import check_label
-from llm_mcts.result import SearchResult
-from llm_mcts.runner import run_questions
-from llm_mcts.runs.directory import Journal, RunDirectory, write_atomically
+from llm_mcts.runner import Record, solve_one
+from llm_mcts.runs.job import Job, open_job
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.settings import CriticsConfig, SolverConfig
 from llm_mcts.solver import Solver
 from llm_mcts.tasks import TaskConfig
-from llm_mcts.tasks.base import StepTask
+from llm_mcts.tasks.base import StepTask, require_answers
 from llm_mcts.types import Critic, Problem, State, Step
 
 RESERVED = ("likelihood", "combined", "rank_average")
@@ -112,12 +112,27 @@ def diagnose(
     """
     requests = requests or Requests()
     critics = _load(folders, config, requests)
+    settings = {**asdict(config), "critics": {label: str(place) for label, place in folders.items()}}
+    with ExitStack() as loaded:
+        solver = loaded.enter_context(Solver(replace(config.solver, critics=CriticsConfig())))  # before the folder is made
+        with open_job(out, settings, resume, reporter, {"seed": config.solver.seed}) as job:
+            with loaded.pop_all():
+                rows = _sample(config, solver, job)
+                likelihoods = asyncio.run(_every(LikelihoodCritic(solver.engine, solver.policy.prompt), _states(rows)))
+            return _judge(rows, likelihoods, critics, folders, config, requests, job)
+
+
+def _judge(
+    rows: Sequence[Mapping[str, Any]],
+    likelihoods: Sequence[Sequence[float]],
+    critics: Mapping[str, StepCritic],
+    folders: Mapping[str, Path],
+    config: DiagnoseConfig,
+    requests: Requests,
+    job: Job,
+) -> dict[str, Any]:
+    """The critics' scores of the samples, and all that is made of them."""
     kinds = {label: ROLES[critic.kind] for label, critic in critics.items()}
-    with Solver(replace(config.solver, critics=CriticsConfig())) as solver:
-        if out:
-            RunDirectory.open(out, {**asdict(config), "critics": {k: str(v) for k, v in folders.items()}}, resume)
-        rows = _sample(config, solver, reporter, Journal(out / "samples.jsonl") if out else None)
-        likelihoods = asyncio.run(_every(LikelihoodCritic(solver.engine, solver.policy.prompt), _states(rows)))
     states = _states(rows)
     prefixes = {label: asyncio.run(_scores(critic, states)) for label, critic in critics.items()}
     scored = {
@@ -133,11 +148,11 @@ def diagnose(
     if requests.fit:
         diagnoses |= _combine(kinds, scored, rows, config, requests.fit)
     for label, diagnosis in diagnoses.items():
-        reporter.say(f"{label}: {diagnosis.verdict}")
+        job.reporter.say(f"{label}: {diagnosis.verdict}")
     prms = {label: critic for label, critic in critics.items() if kinds[label] == "prm"}
     steps = {label: _judge_steps(critic, config, rows, prefixes[label], requests) for label, critic in prms.items()}
     checks = _calibrate(folders, kinds, scored, prefixes, config, requests.calibrate) if requests.calibrate else {}
-    return _report(diagnoses, scored, steps, checks, config, reporter, out)
+    return _report(diagnoses, scored, steps, checks, config, job)
 
 
 def _load(folders: Mapping[str, Path], config: DiagnoseConfig, requests: Requests) -> dict[str, StepCritic]:
@@ -252,8 +267,7 @@ def _report(
     steps: Mapping[str, StepDiagnosis | None],
     checks: Mapping[str, CalibrationCheck],
     config: DiagnoseConfig,
-    reporter: Reporter,
-    out: Path | None,
+    job: Job,
 ) -> dict[str, Any]:
     agreements = {f"{a} and {b}": agreement(scored[a], scored[b]) for i, a in enumerate(scored) for b in list(scored)[i + 1 :]}
     untold = [
@@ -269,13 +283,12 @@ def _report(
         "agreement": {pair: asdict(found) if found else None for pair, found in agreements.items()},
         "markdown": to_markdown(diagnoses, agreements, told, checks),
     }
-    if out:
-        plain = {key: value for key, value in report.items() if key != "markdown"}
-        write_atomically(out / "report.json", json.dumps(plain, indent=2).encode() + b"\n")
-        write_atomically(out / "report.md", str(report["markdown"]).encode())
-        plot_reliability(diagnoses, out / "reliability.png", reporter)
+    job.write_report({key: value for key, value in report.items() if key != "markdown"})
+    job.write("report.md", str(report["markdown"]))
+    if job.out:
+        plot_reliability(diagnoses, job.out / "reliability.png", job.reporter)
         if checks:
-            plot_calibration(checks, out / "calibration.png", reporter)
+            plot_calibration(checks, job.out / "calibration.png", job.reporter)
     return report
 
 
@@ -317,47 +330,33 @@ def _cross_fitted(
 
 def _problems(config: DiagnoseConfig) -> dict[str, Problem]:
     """The questions by id."""
-    problems = {p.id: p for p in config.task.build().load(config.split, config.num_questions)}
-    unlabelled = [p.id for p in problems.values() if p.gold is None]
-    if unlabelled:
-        raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question")
-    return problems
+    problems = config.task.build().load(config.split, config.num_questions)
+    require_answers(problems, f"of split {config.split}")
+    return {problem.id: problem for problem in problems}
 
 
-def _sample(config: DiagnoseConfig, solver: Solver, reporter: Reporter, journal: Journal | None) -> list[dict[str, Any]]:
+def _sample(config: DiagnoseConfig, solver: Solver, job: Job) -> list[dict[str, Any]]:
     """For each question {"id", "question", "samples": [{"steps", "answer", "right"}]}; kept in the journal."""
-    task, problems = config.task.build(), _problems(config)
-    rows = {row["id"]: row for row in journal.read()} if journal else {}
-    left = [p for p in problems.values() if p.id not in rows]
+    task, problems = config.task.build(), list(_problems(config).values())
+    search = {"name": "self_consistency", "num_samples": config.num_samples, "num_parallel": config.num_samples}
     failed: list[str] = []
 
-    def on_done(record: Any, result: SearchResult | None) -> None:
-        problem = problems[record.id]
+    async def work(problem: Problem) -> tuple[dict[str, Any] | None, Record]:
+        record, result = await solve_one(problem, partial(solver.asolve, search=search), task.check)
         if result is None:
-            failed.append(f"question {record.id}: {record.error}")
-            return
+            failed.append(f"question {problem.id}: {record.error}")
+            return None, record
         samples = []
         for trace in result.traces:
             answer, gold = trace.state.answer, problem.gold
             right = answer is not None and gold is not None and task.check(f"#### {answer}", gold)
             samples.append({"steps": [s.text for s in trace.state.steps], "answer": answer, "right": right})
-        rows[record.id] = {"id": record.id, "question": problem.question, "samples": samples}
-        if journal:
-            journal.append(rows[record.id])
+        return {"id": problem.id, "question": problem.question, "samples": samples}, record
 
-    if left:
-        search = {"name": "self_consistency", "num_samples": config.num_samples, "num_parallel": config.num_samples}
-
-        async def solve(question: str) -> SearchResult:
-            return await solver.asolve(question, search)
-
-        with reporter.stage("sampling", len(left)) as meter:
-            asyncio.run(run_questions(left, solve, task.check, config.concurrency, on_done, meter))
+    rows = job.each_question("samples.jsonl", problems, work, config.concurrency, "sampling")
     if failed:
         raise DataError(f"{len(failed)} questions could not be sampled, the first: {failed[0]}")
-    if journal and not journal.complete:
-        journal.finish(list(problems))
-    return [rows[id_] for id_ in problems]
+    return rows
 
 
 def _state(question: str, sample: Mapping[str, Any]) -> State:

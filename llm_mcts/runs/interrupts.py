@@ -19,11 +19,11 @@ from llm_mcts.errors import exhausted
 
 MENDABLE = 2
 """Exit status of what the user can mend."""
-_RESUMED_BY_FLAG = ("self-improve", "evaluate", "label", "diagnose")
-"""Commands that keep what they have done in --out."""
+RESUMABLE = ("self-improve", "evaluate", "label", "imagine", "diagnose")
+"""Commands with --resume: they keep what they have done in --out."""
 _REMEDY = {
     "disk": "the disk is full",
-    "memory": "memory is used up",
+    "memory": "out of memory",
 }
 
 
@@ -83,7 +83,7 @@ _MAKE_ROOM = {
 def what_next(argv: Sequence[str], first: str = "") -> str:
     """What was kept, and the command that goes on; `first` is what must be done before."""
     command, rest = argv[0], list(argv[1:])
-    if command in _RESUMED_BY_FLAG and any(word == "--out" or word.startswith("--out=") for word in rest):
+    if command in RESUMABLE and any(word == "--out" or word.startswith("--out=") for word in rest):
         again = rest if "--resume" in rest else [*rest, "--resume"]
         return f"what was finished is kept; {first}go on with: {shlex.join(['llm-mcts', command, *again])}"
     kept = "the tree is kept" if command == "solve" and "--tree" in rest else "nothing was kept, and nothing older was touched"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from llm_mcts.errors import DataError
 from llm_mcts.tasks.answers import extract_answer, same_answer
 from llm_mcts.types import Problem
 
@@ -23,6 +24,19 @@ class Task(Protocol):
     def check(self, solution_text: str, gold: str) -> bool:
         """Whether the solution's final answer equals the gold answer, exactly."""
         ...
+
+
+def require_answers(problems: Sequence[Problem], purpose: str, remedy: str = "") -> None:
+    """Refuse questions without a gold answer, which can neither be marked nor teach.
+
+    Raises:
+        DataError: one has none; `purpose` says what they are for.
+    """
+    if unanswered := [problem.id for problem in problems if problem.gold is None]:
+        raise DataError(
+            f"{len(unanswered)} of {len(problems)} questions {purpose} have no answer, {unanswered[0]} for one; "
+            f"expected one for every question{remedy}"
+        )
 
 
 @runtime_checkable

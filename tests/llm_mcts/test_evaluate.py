@@ -23,7 +23,6 @@ from llm_mcts.evaluate import (
     to_csv,
     to_markdown,
     wilson,
-    write_report,
 )
 from llm_mcts.runner import Record
 from llm_mcts.runs.directory import Journal
@@ -201,12 +200,11 @@ def test_a_single_method_has_no_differences() -> None:
     assert "Paired" not in evaluation.markdown
 
 
-def test_files_of_a_report(tmp_path: Path) -> None:
+def test_files_of_a_report() -> None:
     evaluation = Evaluation({"greedy": records("+-"), "mcts": records("++")})
-    write_report(evaluation, tmp_path / "out")
-    files = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert files == ["report.csv", "report.json", "report.md"]
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == evaluation.to_dict()
+    files = evaluation.files()
+    assert sorted(files) == ["report.csv", "report.json", "report.md"]
+    assert json.loads(files["report.json"]) == evaluation.to_dict()
 
 
 # The whole comparison, with a scripted model that always says 7
@@ -281,7 +279,7 @@ def test_a_label_cannot_leave_the_folder(config: EvaluateConfig) -> None:
 def test_an_evaluation_leaves_its_records(config: EvaluateConfig, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluation = evaluate_methods(config, Reporter(quiet=True), out)
-    names = ["config.yaml", "lock", "many.jsonl", "one.jsonl", "report.csv", "report.json", "report.md"]
+    names = ["config.yaml", "lock", "manifest.json", "many.jsonl", "one.jsonl", "report.csv", "report.json", "report.md"]
     assert sorted(p.name for p in out.iterdir()) == names
     read = [Record.from_dict(json.loads(line)) for line in (out / "many.jsonl").read_text().splitlines()]
     assert read == evaluation.records["many"]

@@ -11,29 +11,28 @@
 Gold answers decide which completions are right, so questions of the test split are refused.
 """
 
-import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from llm_mcts.concurrency import gather_all
-from llm_mcts.errors import ConfigError, DataError, ModelError, suggest
-from llm_mcts.runner import Record
-from llm_mcts.runs.directory import Journal, RunDirectory, load_tree, versions, write_atomically
+from llm_mcts.errors import ConfigError, DataError, suggest
+from llm_mcts.runner import Record, attempt
+from llm_mcts.runs.directory import Journal, load_tree
+from llm_mcts.runs.job import open_job
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.search.contracts import completions
 from llm_mcts.seeding import derive_seed
 from llm_mcts.settings import CriticsConfig, SolverConfig
 from llm_mcts.solver import Solver
 from llm_mcts.tasks import TaskConfig
-from llm_mcts.tasks.base import StepTask, Task
+from llm_mcts.tasks.base import StepTask, Task, require_answers
 from llm_mcts.tree import Tree
-from llm_mcts.types import Policy, Problem, State, Usage, meter, metered
+from llm_mcts.types import Policy, Problem, State, Usage, meter
 from trainers.data.critic_rows import RowsConfig, SolutionRow, StepRow, balanced, row_to_dict, rows_from_tree
 from trainers.labels.step_labels import Labeller, OmegaConfig, math_shepherd, omega_prm
 
@@ -117,9 +116,7 @@ def label(config: LabelConfig, out: Path, resume: bool = False, reporter: Report
     reporter = reporter or Reporter(quiet=True)
     task = config.task.build()
     problems = task.load(config.split, config.num_questions)
-    unlabelled = [p.id for p in problems if p.gold is None]
-    if unlabelled:
-        raise DataError(f"question {unlabelled[0]} has no answer; expected one for every question that is labelled")
+    require_answers(problems, f"of split {config.split}")
     with ExitStack() as held:
         if config.trees is not None:
             trees = _read_trees(Path(config.trees), problems)
@@ -128,16 +125,16 @@ def label(config: LabelConfig, out: Path, resume: bool = False, reporter: Report
         else:
             solver = held.enter_context(Solver(replace(config.solver, critics=CriticsConfig())))
             work = _by_completions(solver.policy, task, config)
-        run = RunDirectory.open(out, asdict(config), resume)
-        run.write_manifest({"versions": versions(), "seed": config.seed})
-        records = _label_all(problems, work, config, Journal(out / "questions.jsonl"), reporter)
-    rows = [{"id": f"{r['id']}/{i}", **row} for r in records for i, row in enumerate(r["rows"])]
-    if not rows:
-        why = next((f"; question {r['id']}: {r['error']}" for r in records if r["error"]), "")
-        raise DataError(f"none of {len(records)} questions gave a label{why}; try more questions, or easier ones")
-    Journal(out / rows_file(config.method)).write(rows)
-    report = summary(config.method, records) | {"agreement_with_truth": _agreement(records, problems, task)}
-    write_atomically(out / "report.json", json.dumps(report, indent=2).encode() + b"\n")
+        job = held.enter_context(open_job(out, asdict(config), resume, reporter, {"seed": config.seed}))
+        title = f"labels by {config.method}"
+        records = job.each_question("questions.jsonl", problems, partial(_label_one, work=work), config.concurrency, title)
+        rows = [{"id": f"{r['id']}/{i}", **row} for r in records for i, row in enumerate(r["rows"])]
+        if not rows:
+            why = next((f"; question {r['id']}: {r['error']}" for r in records if r["error"]), "")
+            raise DataError(f"none of {len(records)} questions gave a label{why}; try more questions, or easier ones")
+        Journal(out / rows_file(config.method)).write(rows)
+        report = summary(config.method, records) | {"agreement_with_truth": _agreement(records, problems, task)}
+        job.write_report(report)
     return report
 
 
@@ -194,51 +191,13 @@ def told(report: Mapping[str, Any], out: Path) -> str:
     )
 
 
-def _label_all(
-    problems: Sequence[Problem],
-    work: Callable[[Problem], Awaitable[Found]],
-    config: LabelConfig,
-    journal: Journal,
-    reporter: Reporter,
-) -> list[dict[str, Any]]:
-    """A record for each problem, in order; those in the journal are not made again."""
-    records = {row["id"]: row for row in journal.read()}
-    left = [p for p in problems if p.id not in records]
-
-    async def every(advance: Callable[[Record], None]) -> None:
-        gate = asyncio.Semaphore(config.concurrency)
-
-        async def one(problem: Problem) -> None:
-            async with gate:
-                records[problem.id], record = await _label_one(problem, work)
-            journal.append(records[problem.id])
-            advance(record)
-
-        await gather_all([one(problem) for problem in left])
-
-    if left:
-        with reporter.stage(f"labels by {config.method}", len(left)) as progress:
-            asyncio.run(every(progress.advance))
-    if not journal.complete:
-        journal.finish([p.id for p in problems])
-    return [records[p.id] for p in problems]
-
-
 async def _label_one(problem: Problem, work: Callable[[Problem], Awaitable[Found]]) -> tuple[dict[str, Any], Record]:
-    """One question's record; an error in the configuration or a model would hit every question and is raised."""
-    rows: Sequence[StepRow | SolutionRow] = ()
-    count, error = 0, None
-    with metered() as usage:
-        try:
-            rows, count = await work(problem)
-        except (ConfigError, ModelError):
-            raise
-        except Exception as failure:
-            log.warning("question %s failed: %s", problem.id, failure)
-            error = f"{type(failure).__name__}: {failure}"
+    """One question's rows, completions and cost."""
+    found, error, usage = await attempt(problem, lambda: work(problem))
+    rows, count = found or ((), 0)
     made = [row_to_dict(row) for row in rows]
-    found = {"id": problem.id, "rows": made, "completions": count, "error": error, "usage": asdict(usage)}
-    return found, Record(problem.id, error=error, usage=usage)
+    row = {"id": problem.id, "rows": made, "completions": count, "error": error, "usage": asdict(usage)}
+    return row, Record(problem.id, error=error, usage=usage)
 
 
 def _by_completions(policy: Policy, task: Task, config: LabelConfig) -> Callable[[Problem], Awaitable[Found]]:

@@ -11,6 +11,7 @@ from llm_mcts.policy import LMPolicy
 from llm_mcts.runs.directory import RoundDirectory, RunDirectory
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.seeding import derive_seed
+from llm_mcts.tasks.base import require_answers
 from llm_mcts.tasks.guard import GuardedTask
 from llm_mcts.tasks.jsonl import JsonlTask
 from llm_mcts.types import Problem
@@ -54,7 +55,7 @@ class Questions:
             DataError: one has no answer.
         """
         pool = self.pool
-        refuse_unanswered(pool, "train", " (questions without answers go into the file `unlabelled`)")
+        require_answers(pool, "of split train", " (questions without answers go into the file `unlabelled`)")
         rates = pass_rates(self.directory.round(i).rows("trajectories").whole() for i in range(1, number))
         seed = derive_seed(self.config.seed, "questions", number)
         return choose(pool, rates, self.config.train_questions, self.config.curriculum, seed)
@@ -98,19 +99,6 @@ class Questions:
         n = {"dev": self.config.eval_questions, "test": self.config.test_questions}
         texts = [self.task.texts_only(split, limit) for split, asked in n.items() for limit in (None, asked) if limit != 0]
         return list(dict.fromkeys(text for found in texts for text in found))
-
-
-def refuse_unanswered(problems: list[Problem], split: str, remedy: str = "") -> None:
-    """Without its answer a question could neither teach nor be judged.
-
-    Raises:
-        DataError: one has no answer.
-    """
-    if unanswered := [p.id for p in problems if p.gold is None]:
-        raise DataError(
-            f"{len(unanswered)} of {len(problems)} questions of split {split} have no answer, {unanswered[0]} for one; "
-            f"expected an answer for each{remedy}"
-        )
 
 
 def _plain(question: str) -> str:

@@ -33,6 +33,7 @@ from llm_mcts.runs.provenance import hash_model, hash_problems
 from llm_mcts.seeding import derive_seed
 from llm_mcts.settings import SolverConfig
 from llm_mcts.solver import Solver
+from llm_mcts.tasks.base import require_answers
 from llm_mcts.tasks.guard import GuardedTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, Usage
@@ -43,7 +44,7 @@ from trainers.fit.processes import is_main_process
 from trainers.fit.tracking import check_tracking
 from trainers.loop.config import SelfImproveConfig
 from trainers.loop.gate import Verdict, decide, should_stop
-from trainers.loop.questions import Questions, refuse_unanswered
+from trainers.loop.questions import Questions
 from trainers.loop.replay import replayed, trajectories
 from trainers.policy.registry import Lesson, train_policy
 from trainers.questions.agreement import agreed_answer
@@ -151,7 +152,7 @@ class _Loop:
     def _check_beforehand(self) -> None:
         """Find out now what would end the run hours later."""
         self.questions.refuse_known()
-        refuse_unanswered(self.held_out, "dev")
+        require_answers(self.held_out, "of split dev")
         self.questions.check_unlabelled()
         for kind in (*self.config.critics, "policy"):
             check_tracking(getattr(self.config, kind).tracking)
@@ -369,7 +370,7 @@ class _Loop:
             return
         self.task.open_test()
         problems = self.task.load("test", self.config.test_questions)
-        refuse_unanswered(problems, "test")
+        require_answers(problems, "of split test")
         asked = [(problem, "held-out") for problem in self.held_out] + [(problem, "test") for problem in problems]
         self.directory.round(0).questions.write(_question_row(problem, source, None) for problem, source in asked)
         seed = derive_seed(self.config.seed, "test")

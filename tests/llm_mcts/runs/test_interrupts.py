@@ -70,7 +70,7 @@ ARGV = ["self-improve", "--config", "a b.yaml", "--out", "runs/x", "--seed", "3"
         (KeyboardInterrupt(), 130, ["interrupted (SIGINT)"]),
         (FULL, 2, ["disk is full (", "make room on it, then go on with"]),
         (caused(EngineError("x"), FULL), 2, ["disk is full"]),
-        (MemoryError("first line\nsecond line"), 2, ["memory is used up (first line)", "larger machine, then go on with"]),
+        (MemoryError("first line\nsecond line"), 2, ["out of memory (first line)", "larger machine, then go on with"]),
     ],
 )
 def test_the_last_line_names_the_command_that_goes_on(

@@ -11,7 +11,7 @@ import pytest
 import trainers.labels.command
 from llm_mcts.cli import main
 from llm_mcts.config import load_config
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import ConfigError, DataError, PolicyError
 from llm_mcts.runs.directory import Journal, load_tree, save_tree
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.arith import ArithTask
@@ -307,7 +307,7 @@ def test_bad_input_ends_in_one_line(refused: Callable[[list[str]], str], tmp_pat
     file = tmp_path / "questions.jsonl"
     file.write_text('{"id": "first", "question": "1 + 1?"}\n')
     task = ["--task.name", "jsonl", "--task.path", str(file)]
-    assert "question first has no answer" in refused(["label", *task, *out])
+    assert "questions of split train have no answer, first for one" in refused(["label", *task, *out])
     assert not (tmp_path / "out").exists()
 
 
@@ -365,3 +365,19 @@ def test_labels_of_a_runs_trees(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs" / "label").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_configuration_loads_and_is_named_after_its_method(path: Path) -> None:
     assert load_config(LabelConfig, path).method == path.stem
+
+
+def test_memory_that_runs_out_ends_the_command_and_is_no_failed_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Hungry(KnownPolicy):
+        async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
+            if state.question == PROBLEMS[1].question:
+                raise MemoryError("no room")
+            return await super().rollout(state, n, seed, temperature)
+
+    known(monkeypatch, Hungry({0: (0,), 1: (0, 1, 3)}))
+    with pytest.raises(PolicyError, match="MemoryError: no room"):
+        label(config(concurrency=1), tmp_path / "out")
+    kept = Journal(tmp_path / "out" / "questions.jsonl").read()
+    assert [row["error"] for row in kept] == [None]

@@ -555,7 +555,7 @@ def test_settings_out_of_range(how: dict[str, Any], message: str) -> None:
 def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no question"):
         train(tmp_path / "out", problems=[])
-    with pytest.raises(DataError, match="question p9 has no answer"):
+    with pytest.raises(DataError, match="questions to sample solutions of have no answer, p9 for one"):
         train(tmp_path / "out", problems=[Problem("p9", "7?")])
     with pytest.raises(ConfigError, match="'openai', whose servers do not get the weights"):
         train(tmp_path / "out", solver=SolverConfig(engine=EngineConfig(name="openai")))

@@ -26,7 +26,7 @@ from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.seeding import derive_seed
 from llm_mcts.settings import SolverConfig
-from llm_mcts.tasks.base import Task
+from llm_mcts.tasks.base import Task, require_answers
 from llm_mcts.types import Problem, State, metered
 from trainers.fit.fit import TrainConfig
 from trainers.fit.returns import gae, lambda_returns, leave_one_out_baselines, mean_baselines, outcome_rewards
@@ -111,8 +111,7 @@ def train_policy_gradient(
 def _check(problems: Sequence[Problem], pg: PolicyGradientConfig, solver: SolverConfig, value: str | None) -> None:
     if not problems:
         raise DataError("no question to sample solutions of; expected at least one")
-    if unlabelled := next((p for p in problems if p.gold is None), None):
-        raise DataError(f"question {unlabelled.id} has no answer; expected one for every question, to reward by")
+    require_answers(problems, "to sample solutions of", ", to reward by")
     if solver.engine.name == "openai":
         raise ConfigError(
             "solver.engine.name is 'openai', whose servers do not get the weights that are trained; "

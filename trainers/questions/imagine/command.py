@@ -5,7 +5,6 @@
 `trainers.questions.imagine.imagine` says how they are made. Questions of the test split are refused as a source.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,8 @@ from typing import Any
 
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.policy import LMPolicy
-from llm_mcts.runs.directory import Journal, RunDirectory, versions, write_atomically
+from llm_mcts.runs.directory import Journal
+from llm_mcts.runs.job import open_job
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.settings import CriticsConfig, SolverConfig
 from llm_mcts.solver import Solver
@@ -69,22 +69,24 @@ def imagine_from_task(
             f"the {len(problems)} questions of split '{config.split}' are all held out as well; expected a folder with a "
             "file for each split, or held_out: []"
         )
-    run = RunDirectory.open(out, asdict(config), resume)
-    run.write_manifest({"versions": versions(), "seed": config.seed})
-    journal = Journal(out / "imagined.jsonl")
-    with writer(config.imagine, config.solver) as policy:
-        kept = imagine_questions(problems, config.imagine, policy, held_out, problems, journal, config.seed, reporter)
-    records = journal.read()
-    found = counts(records)
-    if not kept:
-        raise DataError(f"none of {len(records)} candidates was kept ({found['refused']}); try other kinds or more questions")
-    answers = [{} if p.gold is None else {"answer": p.gold} for p in kept]
-    Journal(out / "questions.jsonl").write(
-        {"id": p.id, "question": p.question, **answer} for p, answer in zip(kept, answers, strict=True)
-    )
-    tokens = spent(records).generated_tokens
-    report = {"questions": len(problems), "held_out": len(held_out), **found, "generated_tokens": tokens}
-    write_atomically(out / "report.json", json.dumps(report, indent=2).encode() + b"\n")
+    reporter = reporter or Reporter(quiet=True)
+    with open_job(out, asdict(config), resume, reporter, {"seed": config.seed}) as job:
+        journal = Journal(out / "imagined.jsonl")
+        with writer(config.imagine, config.solver) as policy:
+            kept = imagine_questions(problems, config.imagine, policy, held_out, problems, journal, config.seed, reporter)
+        records = journal.read()
+        found = counts(records)
+        if not kept:
+            raise DataError(
+                f"none of {len(records)} candidates was kept ({found['refused']}); try other kinds or more questions"
+            )
+        answers = [{} if p.gold is None else {"answer": p.gold} for p in kept]
+        Journal(out / "questions.jsonl").write(
+            {"id": p.id, "question": p.question, **answer} for p, answer in zip(kept, answers, strict=True)
+        )
+        tokens = spent(records).generated_tokens
+        report = {"questions": len(problems), "held_out": len(held_out), **found, "generated_tokens": tokens}
+        job.write_report(report)
     return report
 
 
