@@ -29,7 +29,7 @@ from llm_mcts.runs.durable import place_folder as place_folder
 from llm_mcts.runs.durable import write_atomically as write_atomically
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.runs.journal import Journal as Journal
-from llm_mcts.runs.locks import RunLock, holder, take_lock
+from llm_mcts.runs.locks import RunLock, holder, owner_file
 from llm_mcts.runs.provenance import differences, new_session, next_manifest, now
 from llm_mcts.runs.provenance import versions as versions
 from llm_mcts.tree import Tree
@@ -181,7 +181,7 @@ class RunDirectory:
         run = cls(Path(path))
         run._refuse_foreign_folder()
         make_folder(run.path)
-        run._lock = take_lock(run.lock_file)
+        run._lock = RunLock(run.lock_file)
         try:
             if run.config_file.exists():
                 run._go_on(json.loads(json.dumps(config)), resume, free)  # tuples as lists
@@ -208,7 +208,7 @@ class RunDirectory:
     def _refuse_foreign_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file; expected a folder for the run, choose another --out")
-        ours = {self.config_file.name + ".tmp", self.lock_file.name}
+        ours = {self.config_file.name + ".tmp", self.lock_file.name, owner_file(self.lock_file).name}
         if not self.config_file.exists() and self.path.exists() and {file.name for file in self.path.iterdir()} - ours:
             raise ConfigError(f"{self.path} is not empty and holds no run; choose another --out")
 

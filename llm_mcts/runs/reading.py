@@ -20,7 +20,7 @@ from rich.table import Table
 
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.runs.journal import Journal
-from llm_mcts.runs.locks import told
+from llm_mcts.runs.locks import owner_text
 from llm_mcts.runs.directory import RoundDirectory, RunDirectory, run_files
 from llm_mcts.types import Usage
 
@@ -147,7 +147,7 @@ def _state(run: RunDirectory) -> tuple[State, str]:
     sessions = (run.manifest() or {}).get("sessions") or [{}]
     outcome = sessions[-1].get("outcome")
     if who := run.holder:
-        return "running", told(who)
+        return "running", owner_text(who)
     if outcome == "finished" and run.report_file.exists():
         return "finished", f"the report is in {run.path}"
     if outcome and outcome.startswith("failed"):

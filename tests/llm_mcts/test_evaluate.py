@@ -279,7 +279,17 @@ def test_a_label_cannot_leave_the_folder(config: EvaluateConfig) -> None:
 def test_an_evaluation_leaves_its_records(config: EvaluateConfig, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluation = evaluate_methods(config, Reporter(quiet=True), out)
-    names = ["config.yaml", "lock", "manifest.json", "many.jsonl", "one.jsonl", "report.csv", "report.json", "report.md"]
+    names = [
+        "config.yaml",
+        "lock",
+        "lock.json",
+        "manifest.json",
+        "many.jsonl",
+        "one.jsonl",
+        "report.csv",
+        "report.json",
+        "report.md",
+    ]
     assert sorted(p.name for p in out.iterdir()) == names
     read = [Record.from_dict(json.loads(line)) for line in (out / "many.jsonl").read_text().splitlines()]
     assert read == evaluation.records["many"]

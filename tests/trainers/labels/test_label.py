@@ -380,4 +380,5 @@ def test_memory_that_runs_out_ends_the_command_and_is_no_failed_question(
     with pytest.raises(PolicyError, match="MemoryError: no room"):
         label(config(concurrency=1), tmp_path / "out")
     kept = Journal(tmp_path / "out" / "questions.jsonl").read()
-    assert [row["error"] for row in kept] == [None]
+    assert PROBLEMS[1].id not in {row["id"] for row in kept}
+    assert {row["error"] for row in kept} == {None}
