@@ -9,10 +9,11 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import comb, sqrt
-from statistics import fmean, stdev
+from math import comb
+from statistics import fmean
 
 from llm_mcts.errors import DataError
+from llm_mcts.stats import bootstrap_interval, mean_interval
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,15 @@ def _won(samples: Group) -> tuple[float, int]:
     return won, n_right * (len(ordered) - n_right)
 
 
-def _ratio(parts: Sequence[tuple[float, float]], resamples: int = 1000) -> Estimate | None:
+def _ratio(parts: Sequence[tuple[float, float]]) -> Estimate | None:
     """sum of a / sum of b with its bootstrap interval over the parts with b > 0."""
-    parts = [(a, b) for a, b in parts if b > 0]
-    if not parts:
+    if not (parts := [(a, b) for a, b in parts if b > 0]):
         return None
-    draw = random.Random(0)
-    found = []
-    for _ in range(resamples):
-        chosen = draw.choices(parts, k=len(parts))
-        found.append(sum(a for a, _ in chosen) / sum(b for _, b in chosen))
-    found.sort()
-    value = sum(a for a, _ in parts) / sum(b for _, b in parts)
-    return Estimate(value, found[int(0.025 * resamples)], found[int(0.975 * resamples)], len(parts))
+
+    def ratio(some: Sequence[tuple[float, float]]) -> float:
+        return sum(a for a, _ in some) / sum(b for _, b in some)
+
+    return Estimate(ratio(parts), *bootstrap_interval(parts, ratio), len(parts))
 
 
 def agreement(a: Sequence[Group], b: Sequence[Group]) -> Estimate | None:
@@ -184,9 +181,7 @@ def _check_size(group: Group, n: int) -> None:
 def mean_over(groups: Sequence[Group], figure: Callable[[Group], float]) -> Estimate:
     """Mean of a figure over questions, with the normal interval of a mean."""
     values = [figure(group) for group in groups]
-    half = 1.96 * stdev(values) / sqrt(len(values)) if len(values) > 1 else 1.0
-    mean = fmean(values)
-    return Estimate(mean, mean - half, mean + half, len(values))
+    return Estimate(fmean(values), *mean_interval(values), len(values))
 
 
 # Steps

@@ -7,13 +7,13 @@ Steps behind the first wrong one are not judged: whether what follows rightly fr
 Intervals are 95 %, from the bootstrap over questions.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
 from critics.metrics import Estimate, Sample, auc, within_question_auc
+from llm_mcts.stats import bootstrap_interval
 
 
 class Labelled(Protocol):
@@ -105,15 +105,13 @@ def count_hits(group: StepGroup, threshold: float) -> Hits:
 def first_error(groups: Sequence[StepGroup], thresholds: Sequence[float]) -> FirstError:
     """Accuracy of the first error, each question judged at its own threshold."""
     hits = [count_hits(group, threshold) for group, threshold in zip(groups, thresholds, strict=True)]
-    draw, total = random.Random(0), _total(hits)
-    drawn = [_total(draw.choices(hits, k=len(hits))) for _ in range(1000)] if hits else []
+    total = _total(hits)
 
     def estimate(figure: Callable[[Hits], float | None]) -> Estimate | None:
         """The figure of all questions together; resamples in which it does not exist are left out of its interval."""
         if (value := figure(total)) is None:
             return None
-        found = sorted(x for x in map(figure, drawn) if x is not None)
-        return Estimate(value, found[int(0.025 * len(found))], found[int(0.975 * len(found))], len(hits))
+        return Estimate(value, *bootstrap_interval(hits, lambda drawn: figure(_total(drawn))), len(hits))
 
     return FirstError(
         estimate(lambda h: _share(h.faulty + h.right, h.faulty_all + h.right_all)),

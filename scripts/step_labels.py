@@ -16,8 +16,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from llm_mcts.evaluate import wilson
 from llm_mcts.solver import Solver
+from llm_mcts.stats import wilson
 from llm_mcts.tasks.arith import ArithProblem, ArithTask, Ref, distinct, stream
 from llm_mcts.types import Problem, metered
 from trainers.data.critic_rows import StepRow

@@ -35,8 +35,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "settings": (*BASE, "search", "prompts", "engines", "policy"),
     "solver": (*BASE, "models", "tree", "search", "prompts", "engines", "engines/*", "policy", "settings", "critics/assemble"),
     "runner": (*BASE, "tree"),
-    "runs": (*BASE, "tree", "models", "runner"),
-    "evaluate": (*BASE, "tree", "tasks", "runner", "runs", "settings", "solver"),
+    "scores": (*BASE, "runner"),
+    "runs": (*BASE, "tree", "models", "runner", "scores"),
+    "evaluate": (*BASE, "tree", "tasks", "runner", "scores", "runs", "settings", "solver"),
     "viewer": (*BASE, "tree"),
     "serving": (*BASE, "tree", "prompts", "runs", "settings", "solver"),
     # critics
@@ -53,8 +54,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainers/critic": (*SEARCHING, "runs", "critics", "critics/*", "trainers/data", "trainers/fit"),
     "trainers/questions": (*SEARCHING, "runner", "runs", "evaluate"),
     "trainers/labels": (*SEARCHING, "runner", "runs", "evaluate", "critics", "critics/scoring", "trainers/data"),
-    "trainers/report": (*BASE, "tree", "tasks", "runner", "runs", "evaluate", "viewer", "critics"),
-    "trainers/loop": (*SEARCHING, "runner", "runs", "evaluate", "critics", "critics/*", "trainers/*"),
+    "trainers/report": (*BASE, "tree", "tasks", "runner", "scores", "runs", "viewer", "critics"),
+    "trainers/loop": (*SEARCHING, "runner", "scores", "runs", "evaluate", "critics", "critics/*", "trainers/*"),
 }
 # Files that stand directly in a package: the name of their room, where it is not their own.
 IN_BASE = ("types", "errors", "seeding", "concurrency", "config", "fields", "stats")

@@ -13,22 +13,14 @@ from hypothesis import strategies as st
 
 from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.evaluate import (
-    EvaluateConfig,
-    Evaluation,
-    PairedDifference,
-    Score,
-    evaluate_methods,
-    paired_difference,
-    to_csv,
-    to_markdown,
-    wilson,
-)
+from llm_mcts.evaluate import EvaluateConfig, Evaluation, evaluate_methods
 from llm_mcts.runner import Record
 from llm_mcts.runs.directory import Journal
 from llm_mcts.runs.progress import Reporter
+from llm_mcts.scores import Score, paired_difference, to_csv, to_markdown
 from llm_mcts.settings import SolverConfig
 from llm_mcts.solver import Solver
+from llm_mcts.stats import PairedDifference, wilson
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.types import Usage
 

@@ -43,7 +43,7 @@ from trainers.fit.fit import TrainConfig
 from trainers.fit.processes import is_main_process
 from trainers.fit.tracking import check_tracking
 from trainers.loop.config import SelfImproveConfig
-from trainers.loop.gate import Verdict, decide, should_stop
+from trainers.loop.gate import GateDecision, decide, should_stop
 from trainers.loop.questions import Questions
 from trainers.loop.replay import replayed, trajectories
 from trainers.policy.registry import Lesson, train_policy
@@ -349,14 +349,14 @@ class _Loop:
                 records += found
             facts |= {"usage": _usage(records)}
 
-    def _gate(self, before: RoundDirectory, here: RoundDirectory) -> Verdict:
+    def _gate(self, before: RoundDirectory, here: RoundDirectory) -> GateDecision:
         """Accept the candidate unless it is worse on the held-out questions than what stands."""
         if not (noted := self._done(here, "gate")):
             with self._stage(here, "gate") as facts:
                 verdict = decide(self._records(before), self._records(here), self.config.gate)
                 facts |= verdict.to_dict()
             noted = facts
-        verdict = Verdict.from_dict(noted)
+        verdict = GateDecision.from_dict(noted)
         self.reporter.say(f"{here.path.name} gate: {'accepted' if verdict.accepted else 'REJECTED'} ({verdict.reason})")
         return verdict
 

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_mcts.errors import DataError
-from llm_mcts.evaluate import PairedDifference, Score, paired_difference
 from llm_mcts.runner import Record
+from llm_mcts.scores import Score, paired_difference
+from llm_mcts.stats import PairedDifference
 from trainers.report.facts import SPLITS, Run, Split
 from trainers.report.figures import in_words
 from trainers.report.markdown import table

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llm_mcts.evaluate import PairedDifference, Score, paired_difference
 from llm_mcts.runner import Record
 from llm_mcts.runs.directory import RoundDirectory, RunDirectory, run_files
+from llm_mcts.scores import Score, paired_difference
+from llm_mcts.stats import PairedDifference
 from llm_mcts.types import Problem, Usage
 
 Split = Literal["eval", "test"]

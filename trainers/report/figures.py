@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llm_mcts.evaluate import PairedDifference, paired_difference
+from llm_mcts.scores import paired_difference
+from llm_mcts.stats import PairedDifference
 from llm_mcts.types import Usage
 from trainers.report.facts import Round, Run, Split, Stage
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from llm_mcts.evaluate import Score
+from llm_mcts.scores import Score
 from llm_mcts.viewer.markup import Markup, element, join, page
 from llm_mcts.viewer.style import BASE_STYLE
 from trainers.report.charts import Point, error_bars, reliability_chart, stacked_bars

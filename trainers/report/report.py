@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llm_mcts.errors import ConfigError
-from llm_mcts.evaluate import Score
 from llm_mcts.runs.directory import RunDirectory
+from llm_mcts.scores import Score
 from trainers.report.examples import Exchange
 from trainers.report.examples import exchanges as find_exchanges
 from trainers.report.facts import SPLITS, Run, Split, read_run

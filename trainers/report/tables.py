@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llm_mcts.evaluate import PairedDifference, Score
+from llm_mcts.scores import Score
+from llm_mcts.stats import PairedDifference
 from llm_mcts.types import Usage
 from trainers.report.facts import Marks, Round, Run, Split
 from trainers.report.figures import Change, Cost, cost, in_words, overall_changes, refused_rows, round_changes, rows_made
