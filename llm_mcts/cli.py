@@ -124,7 +124,7 @@ def improve(argv: list[str]) -> None:
 
 def runs(argv: list[str]) -> None:
     """The runs in a folder: how far they are, how good, and what they have cost."""
-    from llm_mcts.runs.reading import find_runs, runs_table, show
+    from llm_mcts.runs.status import find_runs, runs_table, show
 
     parser = _parser("runs", "llm-mcts runs runs", settings=False)
     parser.add_argument(
@@ -137,7 +137,7 @@ def runs(argv: list[str]) -> None:
 
 def status(argv: list[str]) -> None:
     """Where a run stands: stages done, the one under way, what it has cost, and how long it will take."""
-    from llm_mcts.runs.reading import run_status, show, status_table
+    from llm_mcts.runs.status import run_status, show, status_table
 
     parser = _parser("status", "llm-mcts status runs/first", settings=False)
     parser.add_argument("run", type=Path, help="the run directory")
@@ -162,8 +162,8 @@ def report(argv: list[str]) -> None:
 def compare(argv: list[str]) -> None:
     """Two runs on the same questions, round against round."""
     from llm_mcts.runs.directory import RunDirectory
+    from llm_mcts.runs.reading import read_run
     from trainers.report.compare import compare_runs, comparison_table, other_settings
-    from trainers.report.facts import read_run
 
     parser = _parser("compare", "llm-mcts compare runs/sft runs/imagine", settings=False)
     parser.add_argument("a", type=Path, help="a run directory")

@@ -6,9 +6,9 @@ from typing import Any
 
 from llm_mcts.errors import DataError
 from llm_mcts.runner import Record
+from llm_mcts.runs.reading import SPLITS, Run, Split
 from llm_mcts.scores import Score, paired_difference
 from llm_mcts.stats import PairedDifference
-from trainers.report.facts import SPLITS, Run, Split
 from trainers.report.figures import in_words
 from trainers.report.markdown import table
 from trainers.report.tables import SPLIT_NAMES, Table, name_of, percent, points

@@ -6,7 +6,7 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 
 from llm_mcts.runner import Record
-from trainers.report.facts import Run
+from llm_mcts.runs.reading import Run
 
 Line = tuple[str, bool]
 """A line of a solution, and whether the other solution has it not at this place."""
@@ -48,7 +48,7 @@ def exchanges(run: Run, limit: int) -> list[Exchange]:
     """Every judged round against what stood before it, by method, with up to `limit` examples of each direction."""
     found = []
     for here in run.rounds[1:]:
-        before = run.standing(here.number)
+        before = run.incumbent(here.number)
         for method in run.methods:
             old, new = before.records("eval", method), here.records("eval", method)
             if not old or not new:

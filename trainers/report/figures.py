@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llm_mcts.runs.reading import Round, Run, Split, Stage
+from llm_mcts.runs.stages import TRAINING_STAGES
 from llm_mcts.scores import paired_difference
 from llm_mcts.stats import PairedDifference
 from llm_mcts.types import Usage
-from trainers.report.facts import Round, Run, Split, Stage
 
-TRAINERS = ("policy", "sft", "value", "prm", "orm")
 _NOT_ROWS = {"searched", "failed", "solved", "refused", "seconds", "usage"}
 
 
@@ -41,7 +41,7 @@ def round_changes(run: Run, split: Split = "eval") -> list[Change]:
     """Every round against what stood before it."""
     changes = []
     for here in run.rounds[1:]:
-        before = run.standing(here.number)
+        before = run.incumbent(here.number)
         noted = (here.verdict or {}).get("changes") or {}
         for method in run.methods:
             if found := run.change(split, method, before, here):
@@ -132,7 +132,7 @@ def rows_made(here: Round) -> list[Made]:
     """Each trainer's rows and training, in the stages' order."""
     stage = here.stage("rows")
     kept = {} if stage is None else {k: v for k, v in stage.notes.items() if k not in _NOT_ROWS and isinstance(v, int)}
-    trained = {s.name: s.notes for s in here.stages if "loss" in s.notes or s.name in TRAINERS}
+    trained = {s.name: s.notes for s in here.stages if "loss" in s.notes or s.name in TRAINING_STAGES}
     made = []
     for name in dict.fromkeys([*kept, *trained]):
         notes = trained.get(name, {})

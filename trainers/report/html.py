@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from llm_mcts.runs.reading import SPLITS, Round, Run, Split, Stage
 from llm_mcts.scores import Score
 from llm_mcts.viewer.markup import Markup, element, join, page
 from llm_mcts.viewer.style import BASE_STYLE
 from trainers.report.charts import Point, error_bars, reliability_chart, stacked_bars
 from trainers.report.examples import Example, Exchange, Line
-from trainers.report.facts import SPLITS, Round, Run, Split, Stage
 from trainers.report.figures import cost
 from trainers.report.searches import Searched, TreeLink
 from trainers.report.style import REPORT_STYLE
@@ -99,7 +99,7 @@ def _accuracy(run: Run, split: Split, pairs: Sequence[str]) -> Markup:
         series[score.method].append(_point(here, score))
     title = f"Accuracy on {n} {SPLIT_NAMES[split]} questions by round, 95 % intervals"
     shown = {method: points for method, points in series.items() if points}
-    rounds = [r.number for r in run.rounds if r.status != "not begun"]
+    rounds = [r.number for r in run.rounds if r.status != "not started"]
     return join(
         element("p", SPLIT_NOTES[split]),
         error_bars(shown, rounds, title),
@@ -113,7 +113,7 @@ def _accuracy(run: Run, split: Split, pairs: Sequence[str]) -> Markup:
 def _point(here: Round, score: Score) -> Point:
     low, high = score.interval
     told = f"{name_of(here.number)}, {score.method}: {percent(score.accuracy)} [{interval(low, high)}], n = {score.n}"
-    return Point(here.number, score.accuracy, low, high, here.status in ("rejected", "under way"), told)
+    return Point(here.number, score.accuracy, low, high, here.status in ("rejected", "in progress"), told)
 
 
 def _costs(run: Run) -> Markup:
@@ -137,7 +137,7 @@ def _costs(run: Run) -> Markup:
 
 
 def _layer(stage: str) -> str:
-    return "policy" if stage == "sft" else stage if stage in _COLOURS else "other"
+    return stage if stage in _COLOURS else "other"
 
 
 def _tokens(stage: Stage) -> float:

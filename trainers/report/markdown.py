@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from llm_mcts.runs.reading import SPLITS, Run
 from llm_mcts.viewer.markup import plain
-from trainers.report.facts import SPLITS, Run
 from trainers.report.searches import Searched
 from trainers.report.tables import (
     CRITIC_NOTE,

@@ -10,10 +10,10 @@ from typing import Any
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.runs.directory import RunDirectory
+from llm_mcts.runs.reading import SPLITS, Run, Split, read_run
 from llm_mcts.scores import Score
 from trainers.report.examples import Exchange
 from trainers.report.examples import exchanges as find_exchanges
-from trainers.report.facts import SPLITS, Run, Split, read_run
 from trainers.report.figures import Change, costs_to_dict, differences, in_words, refused_rows, round_changes, rows_made
 from trainers.report.html import to_html
 from trainers.report.markdown import to_markdown

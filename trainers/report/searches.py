@@ -12,11 +12,11 @@ from typing import Any
 
 from critics.metrics import Bin, Estimate, Sample, auc, brier, calibration_error, reliability, within_question_auc
 from llm_mcts.config import load_config
+from llm_mcts.runs.reading import Round, Run
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.base import Task
 from llm_mcts.tree import Tree
 from llm_mcts.viewer.page import tree_page
-from trainers.report.facts import Round, Run
 
 WITH_GOLD = ("train", "revisited")
 GROUPS = {"new": ("train",), "revisited": ("revisited",)}

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llm_mcts.runs.reading import MethodRecords, Round, Run, Split
 from llm_mcts.scores import Score
 from llm_mcts.stats import PairedDifference
 from llm_mcts.types import Usage
-from trainers.report.facts import Marks, Round, Run, Split
 from trainers.report.figures import Change, Cost, cost, in_words, overall_changes, refused_rows, round_changes, rows_made
 from trainers.report.searches import CriticFigures, Searched
 
@@ -60,16 +60,16 @@ def questions_of(run: Run, split: Split) -> int:
 
 
 def state(run: Run) -> str:
-    """Where the run stands, in one sentence."""
+    """How far the run is, in one sentence."""
     judged = [f"round {r.number} {r.status}" for r in run.rounds if r.status in ("accepted", "rejected")]
-    told = ", ".join(judged) or "no round has been judged yet"
+    message = ", ".join(judged) or "no round has been judged yet"
     if run.finished:
-        return f"Finished: {told}."
-    at = next((r for r in run.rounds if r.status == "under way"), None)
-    where = "the next round is not begun" if at is None else f"round {at.number} is in work"
+        return f"Finished: {message}."
+    at = next((r for r in run.rounds if r.status == "in progress"), None)
+    where = "the next round has not started" if at is None else f"round {at.number} is in progress"
     if at and at.stages:
         where += f" ({at.stages[-1].name} is its last stage with results)"
-    return f"Under way: {told}; {where}."
+    return f"In progress: {message}; {where}."
 
 
 def headline(run: Run, split: Split) -> Table:
@@ -107,10 +107,10 @@ def scores_table(run: Run, split: Split) -> Table:
     return Table(("round", "method", "#n", "#accuracy", "#95 % interval", *costs), rows)
 
 
-def _score_row(method: str, marks: Marks) -> tuple[str, ...]:
+def _score_row(method: str, marks: MethodRecords) -> tuple[str, ...]:
     s = Score.of(method, marks.records)
     if not marks.complete or not marks.records:
-        return (method, str(s.n), "no records" if marks.complete else "under way", *("–",) * 6)
+        return (method, str(s.n), "no records" if marks.complete else "in progress", *("–",) * 6)
     spent = (s.usage.generated_tokens, s.usage.lm_calls, s.usage.critic_calls)
     costs = (*(f"{n / s.n:,.1f}" for n in spent), f"{s.usage.seconds / s.n:.2f}", str(s.failed))
     return (method, str(s.n), percent(s.accuracy), interval(*s.interval), *costs)
@@ -135,7 +135,7 @@ def gate_table(run: Run) -> Table:
     rows = []
     for here in run.rounds[1:]:
         reason = str((here.verdict or {}).get("reason") or "–")
-        rows.append((name_of(here.number), here.status, name_of(run.standing(here.number).number), reason))
+        rows.append((name_of(here.number), here.status, name_of(run.incumbent(here.number).number), reason))
     return Table(("round", "gate", "measured against", "reason"), rows)
 
 

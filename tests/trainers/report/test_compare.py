@@ -7,9 +7,9 @@ import pytest
 
 from llm_mcts.cli import main
 from llm_mcts.errors import DataError
+from llm_mcts.runs.reading import read_run
 from tests.trainers.report_cases import make_run
 from trainers.report.compare import compare_runs
-from trainers.report.facts import read_run
 
 CONFIG = "num_rounds: 1\nmethods: {greedy: greedy, mcts: mcts}\n"
 

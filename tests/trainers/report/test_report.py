@@ -101,16 +101,16 @@ def test_what_is_under_way_is_shown_as_such_and_not_scored(run: RunDirectory) ->
     part = run.round(3).evaluation("greedy")
     part.append(records("+")[0])
     report = write_reports(run)
-    assert report["state"].startswith("Under way: round 1 accepted, round 2 rejected; round 3 is in work")
-    assert lines(report["markdown"], "round 3 (under way)", "greedy", "1", "under way", "–")
-    assert lines(report["markdown"], "round 3", "under way", "round 1", "–")
+    assert report["state"].startswith("In progress: round 1 accepted, round 2 rejected; round 3 is in progress")
+    assert lines(report["markdown"], "round 3 (in progress)", "greedy", "1", "in progress", "–")
+    assert lines(report["markdown"], "round 3", "in progress", "round 1", "–")
     assert [row["method"] for row in report["scores"]][-1] == "round 2 mcts"
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     made = make_run(tmp_path, CONFIG, {})
     report = write_reports(made)
-    assert report["state"] == "Under way: no round has been judged yet; the next round is not begun."
+    assert report["state"] == "In progress: no round has been judged yet; the next round has not started."
     assert (report["scores"], report["differences"], report["rounds"]) == ([], {}, [None, None])
     assert "No stage is finished yet." in page(made)
 

@@ -12,7 +12,7 @@ import pytest
 
 from llm_mcts.cli import main
 from llm_mcts.runner import Record
-from llm_mcts.runs.reading import find_runs, run_status
+from llm_mcts.runs.status import find_runs, run_status
 from llm_mcts.runs.directory import RunDirectory
 from llm_mcts.types import Usage
 
@@ -53,8 +53,8 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_a_run_that_has_just_begun(run: RunDirectory) -> None:
     found = run_status(run.path)
     assert (found.name, found.state, found.rounds_done, found.num_rounds) == ("first", "running", 0, 3)
-    assert found.under_way is not None
-    assert (found.under_way.name, found.under_way.round, found.under_way.done, found.under_way.total) == ("evaluate", 0, 0, 8)
+    assert found.in_progress is not None
+    assert (found.in_progress.name, found.in_progress.round, found.in_progress.done, found.in_progress.total) == ("evaluate", 0, 0, 8)
     assert (found.accuracy, found.tokens, found.seconds_left) == ({}, 0, None)
 
 
@@ -68,9 +68,9 @@ def test_the_first_round_is_estimated_by_the_rate_of_its_stage(run: RunDirectory
     os.utime(run.round(0).metrics_file, (ago, ago))
     os.utime(run.round(1).metrics_file, (ago, ago))
     found = run_status(run.path)
-    assert found.under_way is not None
-    assert (found.under_way.name, found.under_way.done, found.under_way.total) == ("search", 4, 10)
-    assert found.under_way.tokens == 4 * 16
+    assert found.in_progress is not None
+    assert (found.in_progress.name, found.in_progress.done, found.in_progress.total) == ("search", 4, 10)
+    assert found.in_progress.tokens == 4 * 16
     assert found.tokens == 100 + 64
     assert found.left_is_of == "stage"
     assert found.seconds_left == pytest.approx(60, abs=5)  # 4 in 40 s, so 6 more in 60 s
@@ -82,12 +82,12 @@ def test_later_rounds_are_estimated_by_the_rounds_before(run: RunDirectory) -> N
     whole_round(run, 1, accepted=True, seconds=10.0)
     here = run.round(2)
     here.note("questions", {"seconds": 30.0})
-    here.questions.write([{"id": str(i)} for i in range(8)])
+    here.questions.write([{"id": str(i), "question": f"{i}?"} for i in range(8)])
     for record in marked("++"):
         here.trees.append(record)
     found = run_status(run.path)
-    assert found.under_way is not None
-    assert (found.under_way.round, found.under_way.done, found.under_way.total) == (2, 2, 8)
+    assert found.in_progress is not None
+    assert (found.in_progress.round, found.in_progress.done, found.in_progress.total) == (2, 2, 8)
     # search: 6 of 8 left of 10 s = 7.5; seven more stages at 10 = 70; round 3: questions (10 + 30) / 2 = 20, eight at 10 = 80
     assert found.seconds_left == pytest.approx(7.5 + 70 + 100)
     assert found.left_is_of == "run"
@@ -101,8 +101,8 @@ def test_what_a_rejected_round_reached_does_not_stand(run: RunDirectory) -> None
     found = run_status(run.path)
     assert (found.rounds_done, found.accepted) == (1, ())
     assert found.accuracy == {"greedy": (0.25, 0.25), "mcts": (0.5, 0.5)}
-    assert found.under_way is not None
-    assert (found.under_way.round, found.under_way.name) == (2, "questions")
+    assert found.in_progress is not None
+    assert (found.in_progress.round, found.in_progress.name) == (2, "questions")
 
 
 def test_states(run: RunDirectory) -> None:
@@ -117,12 +117,12 @@ def test_states(run: RunDirectory) -> None:
     assert run_status(run.path).state == "stopped"
     for number in (1, 2, 3):
         whole_round(run, number, accepted=True)
-    assert run_status(run.path).under_way is not None  # the report is still to come
+    assert run_status(run.path).in_progress is not None  # the report is still to come
     run.write_report({}, "")
     found = run_status(run.path)
-    assert (found.state, found.under_way, found.seconds_left) == ("finished", None, None)
+    assert (found.state, found.in_progress, found.seconds_left) == ("finished", None, None)
     assert found.seconds == 8 + 3 * 9 * 10
-    assert found.tokens == 100 + 3 * 1200
+    assert found.tokens == 100 + 3 * (1200 + 128)  # an evaluation that noted none: 2 methods x 4 questions x 16 tokens
 
 
 def test_a_report_on_the_way_finishes_nothing(run: RunDirectory) -> None:
@@ -161,7 +161,7 @@ def test_critics_that_are_not_trained_are_not_waited_for(tmp_path: Path) -> None
     start(run)
     for stage in ("questions", "search", "rows"):
         run.round(1).note(stage, {"seconds": 1.0})
-    stage = run_status(run.path).under_way
+    stage = run_status(run.path).in_progress
     assert stage is not None
     assert (stage.name, stage.done) == ("orm", None)
 
@@ -182,14 +182,14 @@ def test_the_commands(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "notes.txt").touch()
     assert main(["runs", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    for word in ("first", "running", "1 of 3", "2: questions", "greedy 25.0 % → 50.0 %", "mcts 50.0 % → 75.0 %", "1,300"):
+    for word in ("first", "running", "1 of 3", "2: questions", "greedy 25.0 % → 50.0 %", "mcts 50.0 % → 75.0 %", "1,428"):
         assert word in table
     assert "evaluation" not in table
     assert main(["runs", str(tmp_path), "--json"]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["first"]
     assert main(["status", str(run.path)]) == 0
     table = capsys.readouterr().out
-    for word in ("first: running", "search", "under way", "time left of the run: 3 min", "so far: 1,300 tokens, 2 min"):
+    for word in ("first: running", "search", "in progress", "time left of the run: 3 min", "so far: 1,428 tokens, 2 min"):
         assert word in table
     assert main(["status", str(run.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seconds_left"] == pytest.approx(180)
