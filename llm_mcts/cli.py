@@ -182,13 +182,14 @@ def compare(argv: list[str]) -> None:
 def train(argv: list[str]) -> None:
     """One trainer on rows from a file."""
     from trainers.fit.processes import is_main_process
-    from trainers.loop.train_command import TRAINERS, TrainJob, train_from_file
+    from trainers.loop.train_command import KINDS_OF_TRAINING, TrainJob, job_config, train_from_file
 
     parser = _parser("train", "llm-mcts train orm runs/first/round_001/rows/orm.jsonl --out models/orm")
-    parser.add_argument("kind", choices=TRAINERS, help="what to train")
+    parser.add_argument("kind", choices=KINDS_OF_TRAINING, help="what to train")
     parser.add_argument("rows", type=Path, help="JSON lines as in RUN/round_001/rows")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    args, job = _parse(parser, TrainJob, argv)
+    kind = next((word for word in argv if word in KINDS_OF_TRAINING), None)
+    args, job = _parse(parser, job_config(kind) if kind else TrainJob, argv)
     metrics = train_from_file(args.kind, args.rows, args.out, job)
     if not is_main_process():
         return

@@ -33,10 +33,10 @@ class Range:
         return isfinite(value) and above and below
 
     def __repr__(self) -> str:
-        """As errors and help say it: ">= 1", "> 0" or "[0, 1)"."""
+        """As errors and help say it: ">= 1", "> 0" or "in [0, 1)"."""
         if self.high == inf:
             return f"{'>' if self.open_low else '>='} {self.low:g}"
-        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
 
 
 def AtLeast(low: float) -> Range:

@@ -20,7 +20,7 @@ from llm_mcts.solver import Solver
 from llm_mcts.stats import wilson
 from llm_mcts.tasks.arith import ArithProblem, ArithTask, Ref, distinct, stream
 from llm_mcts.types import Problem, metered
-from trainers.data.critic_rows import StepRow
+from trainers.data.rows import StepRow
 from trainers.labels.step_labels import Labeller, first_wrong_step, math_shepherd
 
 

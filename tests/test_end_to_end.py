@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from llm_mcts.settings import SolverConfig
 from llm_mcts.solver import Solver
 from trainers.labels.command import LabelConfig
 from trainers.loop.self_improve import SelfImproveConfig
-from trainers.loop.train_command import TrainJob
+from trainers.loop.train_command import job_config
 from trainers.questions.imagine.command import ImagineTaskConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -107,7 +108,6 @@ def test_trained_models_answer_from_python(undisturbed: Path) -> None:
 
 CLASSES = {
     "search": SolverConfig,
-    "train": TrainJob,
     "evaluate": EvaluateConfig,
     "diagnose": DiagnoseConfig,
     "label": LabelConfig,
@@ -127,5 +127,6 @@ def test_every_configuration_file_builds(file: Path) -> None:
         assert settings["distributed_type"] in (DistributedType.MULTI_GPU, DistributedType.FSDP)
         assert (settings["fsdp_config"].get("fsdp_version") == 2) == (file.stem == "fsdp")
     else:
-        load_config(CLASSES[file.parent.name], file)
+        trained = re.search(r"llm-mcts train (\w+)", file.read_text()) if file.parent.name == "train" else None
+        load_config(job_config(trained[1]) if trained else CLASSES[file.parent.name], file)
     assert file.read_text().startswith("# ")

@@ -1,4 +1,4 @@
-"""Training a language model to judge in words: next-token loss on verdicts, mixed with solving.
+"""Training a generative verifier: next-token loss on verdicts, mixed with solving.
 
     L = L_verify + lambda * L_correct                                                        (GenRM, arXiv 2408.15240)
 
@@ -11,18 +11,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from critics.assemble.loading import VERIFIER_FILE, VerifierFile
 from critics.scoring.generative import VERDICTS, VerdictKind, VerifierConfig
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
+from llm_mcts.fields import AtLeast, Settings
+from llm_mcts.prompts import Encoder, PromptFormat
 from llm_mcts.types import State, Step
 from trainers.data.encoding import Encoded, encode_solution, token_labels
 from trainers.data.rows import SolutionRow, StepRow, VerdictRow
-from trainers.fit.fit import TrainConfig, fit
+from trainers.fit.fit import Metrics, TrainCall, fit
 from trainers.fit.language_model import load_policy, token_logits
 from trainers.fit.losses import next_token_loss
 from trainers.fit.terms import Batch, tokens
@@ -32,26 +33,22 @@ VERIFY, SOLVE = 0.0, 1.0
 
 
 @dataclass(frozen=True)
-class GenRMConfig:
+class GenRMConfig(Settings, section="genrm"):
     """What a verifier learns from."""
 
     kind: VerdictKind = "genrm"
     """genrm: Yes or No about a solution; orm, prm: the words of AlphaLLM's critics."""
-    solving_weight: float = 1 / 3
-    """lambda: weight of the loss on right solutions, at least 0; the paper leaves it open."""
-    per_problem: int = 16
-    """Most right and most wrong solutions of one problem, at least 1. GenRM: 16."""
+    solving_weight: Annotated[float, AtLeast(0)] = 1 / 3
+    """lambda: weight of the loss on right solutions; the paper leaves it open."""
+    per_problem: Annotated[int, AtLeast(1)] = 16
+    """Maximum number of right, and of wrong, solutions per problem. GenRM: 16."""
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     """How the trained verifier is asked, kept in its checkpoint; with rationales, all rows need one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.verifier.rationales and self.kind != "genrm":
             raise ConfigError(f"{self.verifier.rationales} rationales for kind '{self.kind}'; only genrm writes them")
-        if self.solving_weight < 0 or self.per_problem < 1:
-            raise ConfigError(
-                f"genrm with solving_weight={self.solving_weight}, per_problem={self.per_problem}; "
-                "expected at least 0, at least 1"
-            )
 
 
 def verdict_rows(rows: Sequence[SolutionRow | StepRow], kind: VerdictKind = "genrm") -> list[VerdictRow]:
@@ -76,7 +73,7 @@ def verdict_rows(rows: Sequence[SolutionRow | StepRow], kind: VerdictKind = "gen
     return found
 
 
-def balanced(rows: Sequence[VerdictRow], per_problem: int) -> list[VerdictRow]:
+def balanced(rows: Sequence[VerdictRow], per_problem: Annotated[int, AtLeast(1)]) -> list[VerdictRow]:
     """At most `per_problem` right and as many wrong solutions of each problem, the first of each, with all their rationales."""
     kept: dict[tuple[str, bool], dict[tuple[str, ...], dict[str, VerdictRow]]] = defaultdict(dict)
     for row in rows:
@@ -123,41 +120,32 @@ def _with_purposes(batch: Batch) -> Batch:
     return {**batch, "verify": batch["mask"] & ~solving, "solve": batch["mask"] & solving}
 
 
-def train_genrm(
-    rows: Sequence[VerdictRow],
-    start: str,
-    out: Path,
-    config: TrainConfig,
-    genrm: GenRMConfig | None = None,
-    prompt: PromptConfig | None = None,
-    seed: int = 0,
-    logs: Path | None = None,
-) -> dict[str, float]:
-    """Train model `start` on verdicts and on solving, and write the verifier's checkpoint to `out`; track it in `logs`.
+def train_genrm(call: TrainCall) -> Metrics:
+    """Train a language model on verdicts and on solving, and write the verifier's checkpoint to `out`.
 
     Raises:
         DataError: rows with rationales for a verifier without, or the other way round.
     """
-    genrm = genrm or GenRMConfig()
-    if odd := [row for row in rows if bool(row.rationale) != bool(genrm.verifier.rationales)]:
+    genrm = call.settings or GenRMConfig()
+    if odd := [row for row in call.rows if bool(row.rationale) != bool(genrm.verifier.rationales)]:
         raise DataError(
             f"a row of question {odd[0].question!r} has {'a' if odd[0].rationale else 'no'} rationale and "
             f"verifier.rationales is {genrm.verifier.rationales}; expected rationales in all rows "
             "(llm-mcts rationales writes them) and above 0, or in none and 0"
         )
-    rows = balanced(rows, genrm.per_problem)
-    lm = load_policy(start, config, prompt, seed)
+    rows = balanced(call.rows, genrm.per_problem)
+    lm = load_policy(call.start, call.config, call.prompt, call.seed)
     encoded = [encode_verdict(row, genrm.kind, lm.fmt, lm.encode, lm.eos) for row in rows]
     if genrm.solving_weight > 0:
         solved = dict.fromkeys((row.problem, row.question, row.steps) for row in rows if row.right and genrm.kind != "prm")
-        encoded += [encode_solution(SolutionRow(*one, SOLVE), lm.fmt, lm.encode, lm.eos) for one in solved]
+        encoded += [encode_solution(SolutionRow(*solution, SOLVE), lm.fmt, lm.encode, lm.eos) for solution in solved]
 
     def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         return verdict_terms(token_logits(model, batch), batch, genrm.solving_weight)
 
-    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed, verdict_counts, logs)
-    about = VerifierFile(genrm.kind, start, asdict(lm.fmt.config), asdict(genrm.verifier))
-    lm.save(out, merge=False, also=lambda folder: _describe(about, folder))
+    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(call.config), call.seed, verdict_counts, call.logs)
+    about = VerifierFile(genrm.kind, call.start, asdict(lm.fmt.config), asdict(genrm.verifier))
+    lm.save(call.out, merge=False, also=lambda folder: _describe(about, folder))
     return metrics
 
 

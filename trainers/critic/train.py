@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from critics.kinds import Kind
-from critics.model.heads import HeadConfig
 from critics.model.language_head import attach_language_head
 from critics.model.model import CriticModel
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.models import resolve_device
-from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
+from llm_mcts.prompts import Encoder, PromptFormat
 from llm_mcts.seeding import derive_seed
+from trainers.data.critic_rows import each_node_once
 from trainers.data.encoding import (
     Encoded,
     EncodedPair,
@@ -38,10 +38,10 @@ from trainers.data.encoding import (
     with_language_labels,
     with_segments,
 )
-from trainers.data.evidence import each_node_once
 from trainers.data.objectives import CriticLossConfig, ValueObjective, needed_rows
-from trainers.data.rows import PairRow, Row, SolutionRow, StepRow, TreeRow, check_row
-from trainers.fit.fit import TrainConfig, fit, save_atomically
+from trainers.data.rows import PairRow, Row, SolutionRow, StepRow, TreeRow
+from trainers.fit.fit import CriticTrainConfig, Metrics, TrainCall, TrainConfig, fit, save_atomically
+from trainers.fit.language_model import context_length
 from trainers.fit.losses import next_token_loss, pairwise_loss, score_cross_entropy, score_mse
 from trainers.fit.returns import lambda_returns, outcome_rewards
 from trainers.fit.terms import Batch, Counts, Loss, counted, tokens
@@ -123,53 +123,40 @@ def return_targets(row: TreeRow, gamma: float, lam: float) -> list[float]:
     return lambda_returns(outcome_rewards(row.label, len(row.q_values)), row.q_values, gamma, lam)
 
 
-def train_critic(
-    kind: Kind,
-    rows: Sequence[Row],
-    start: str,
-    out: Path,
-    config: TrainConfig,
-    head: HeadConfig | None = None,
-    prompt: PromptConfig | None = None,
-    seed: int = 0,
-    losses: CriticLossConfig | None = None,
-    logs: Path | None = None,
-) -> dict[str, float]:
+def train_critic(kind: Kind, call: TrainCall) -> Metrics:
     """Train a critic and write its checkpoint to `out`.
 
-    Args:
-        start: a critic checkpoint of the same kind to go on from, or a language model whose backbone gets a new head.
-        head, prompt: for a new critic; a checkpoint brings its own.
-        losses: the objectives, of which `kind` has its own.
-        logs: folder for what is tracked, if any.
+    `start` is a critic checkpoint of the same kind to train further, or a language model whose backbone gets a new head. `head`
+    and `prompt` are for a new critic; a checkpoint brings its own. `settings` is a `CriticLossConfig`.
 
     Raises:
         ConfigError: `start` is a critic with an adapter and LoRA is off, or the other way round; or the objective asks the
             value model that training starts from, and `start` is none.
         DataError: a row is not of the objective's type, has no steps, or a label outside [0, 1].
     """
-    losses = losses or CriticLossConfig()
+    rows, config, seed = call.rows, call.config, call.seed
+    losses: CriticLossConfig = call.settings or CriticLossConfig()
     _check_rows(kind, rows, losses)
     made = recipe(kind, losses, seed)
-    model = _load(kind, start, config, head, prompt, seed, losses, made.lm_weight > 0)
+    model = _load(kind, call, losses, made.lm_weight > 0)
     fmt, encode = model.prompt_format, Encoder(model.tokenizer)
-    config = replace(config, max_length=min(config.max_length, _context(model)))
+    config = replace(config, max_length=min(config.max_length, context_length(model)))
     if kind == "value" and losses.value.asks_the_model:
-        rows = with_model_values(rows, model, config)  # type: ignore[arg-type]
+        rows = with_model_values(rows, model, config)
     if kind == "value" and losses.value.target == "tree_q":
-        rows = each_node_once(rows)  # type: ignore[arg-type]
+        rows = each_node_once(rows)
     if needed_rows(kind, losses) is PairRow:
         model.offset.requires_grad_(False)
     encoded: list[Any] = [made.encode(row, fmt, encode) for row in rows]
     if made.lm_weight:
         eos = model.tokenizer.eos_token_id
-        encoded = [with_language_labels(e, row, fmt, encode, eos) for e, row in zip(encoded, rows, strict=True)]  # type: ignore[arg-type]
+        encoded = [with_language_labels(e, row, fmt, encode, eos) for e, row in zip(encoded, rows, strict=True)]
         if kind != "value":
-            encoded = [_right_alone(e, row) for e, row in zip(encoded, rows, strict=True)]  # type: ignore[arg-type]
+            encoded = [_right_alone(e, row) for e, row in zip(encoded, rows, strict=True)]
     if model.by_surprisal:
         encoded = [_segmented(e, row, fmt, encode) for e, row in zip(encoded, rows, strict=True)]
-    metrics = fit(model, encoded, _batch_loss(made), config, seed, _counts(made), logs)
-    save_atomically(model.save_pretrained, out)
+    metrics = fit(model, encoded, _batch_loss(made), config, seed, _counts(made), call.logs)
+    save_atomically(model.save_pretrained, call.out)
     return metrics
 
 
@@ -206,43 +193,31 @@ def _counts(made: Recipe) -> Counts | None:
     return (lambda batch: (counted(batch), tokens(batch, "written"))) if made.lm_weight else None
 
 
-def _load(
-    kind: Kind,
-    start: str,
-    config: TrainConfig,
-    head: HeadConfig | None,
-    prompt: PromptConfig | None,
-    seed: int,
-    losses: CriticLossConfig,
-    with_language: bool,
-) -> CriticModel:
+def _load(kind: Kind, call: TrainCall, losses: CriticLossConfig, with_language: bool) -> CriticModel:
     """The critic to train: a checkpoint's, or a new one; with a language-model head where its objective has that loss."""
+    start, config = call.start, call.config
+    trunk = isinstance(config, CriticTrainConfig) and config.trunk
     if (Path(start) / "critic.json").exists():
         if (adapted := (Path(start) / "adapter_config.json").exists()) != (config.lora.rank > 0):
             kind_of_weights, remedy = ("a LoRA adapter", "above 0") if adapted else ("whole weights", "to 0")
             raise ConfigError(f"critic {start} has {kind_of_weights} and lora.rank is {config.lora.rank}; set it {remedy}")
         model = CriticModel.from_pretrained(start, kind, trainable=True)
-        if model.trunk != config.trunk:
+        if model.trunk != trunk:
             raise ConfigError(
                 f"critic {start} was trained {'on a trunk' if model.trunk else 'with a backbone of its own'} and trunk is "
-                f"{str(config.trunk).lower()}; make them the same"
+                f"{str(trunk).lower()}; make them the same"
             )
     elif kind == "value" and losses.value.asks_the_model:
         raise ConfigError(
             f"critic_loss.value.estimate is 'model', and {start} is no value model; start from one, or use estimate: tree"
         )
     else:
-        model = CriticModel.create(kind, start, head, prompt, config.lora, seed, config.trunk)
-    if with_language and config.trunk:
+        model = CriticModel.create(kind, start, call.head, call.prompt, config.lora, call.seed, trunk)
+    if with_language and trunk:
         raise ConfigError(f"critic_loss.{kind}.lm_weight is above 0 with trunk; expected 0: the policy's weights do not move")
     if with_language and model.lm_head is None:
         attach_language_head(model, start if (Path(start) / "critic.json").exists() else None)
     return model
-
-
-def _context(model: CriticModel) -> int:
-    """Tokens that the backbone was made for; without a limit in its configuration, any number."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def _check_rows(kind: Kind, rows: Sequence[Row], losses: CriticLossConfig) -> None:
@@ -252,7 +227,6 @@ def _check_rows(kind: Kind, rows: Sequence[Row], losses: CriticLossConfig) -> No
     for row in rows:
         if not isinstance(row, expected):
             raise DataError(f"a {type(row).__name__} of question {row.question!r}; expected {expected.__name__}s for {kind}")
-        check_row(row)
 
 
 def with_model_values(rows: Sequence[SolutionRow], model: CriticModel, config: TrainConfig) -> list[TreeRow]:

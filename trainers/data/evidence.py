@@ -1,66 +1,109 @@
-"""What a search has found out beyond its solutions: values of nodes, better and worse steps, solutions that nearly agree.
+"""What a searched question's tree tells, worked out once for all row makers: each solution is marked once.
 
-node rows     paths to the leaves, with Q and visits of every node on them
-step pairs    of the visited steps behind one prefix the two best against the two worst by Q; whole solutions likewise by
-              their mean Q (rStar-Math's PPM, arXiv 2501.04519)
-twins         a right and a wrong solution that part as late as possible: what tells them apart is the slip, not the style
+Together with the tasks, this is the only place that compares solutions with gold answers for training.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from functools import cached_property
 from statistics import fmean
 
 from llm_mcts.tasks.base import Task
 from llm_mcts.tree import Node, Tree
-from llm_mcts.types import Problem
-from trainers.data.rows import PairRow, SolutionRow, TreeRow
+from llm_mcts.types import Problem, Trace
 
 Prefix = tuple[str, ...]
-PER_SIDE = 2
-"""Best and worst steps that are compared. rStar-Math: 2."""
 
 
 @dataclass
-class Found:
-    """What a tree knows of one prefix of steps."""
+class PrefixStatistics:
+    """What a tree knows of one prefix of steps; nodes of equal steps count together."""
 
     visits: int = 0
     value_sum: float = 0.0
     right: int = 0
-    """Whole solutions behind it that are right, roll-outs included."""
+    """Whole solutions behind it that are right, rollouts included."""
     wrong: int = 0
     nodes: list[Node] = field(default_factory=list)
 
     @property
     def q_value(self) -> float | None:
-        """Mean of what was backed up; None without a visit. Clipped, for sums of floats can pass 1 by rounding."""
+        """Mean of what was backed up; None without a visit. Clipped, because sums of floats can pass 1 by rounding."""
         return min(max(self.value_sum / self.visits, 0.0), 1.0) if self.visits else None
 
-
-def statistics_of(tree: Tree, problem: Problem, task: Task) -> dict[Prefix, Found]:
-    """Visits, values and outcomes of every prefix; nodes of equal steps count together."""
-    assert problem.gold is not None
-    found = defaultdict(Found, node_statistics(tree))
-    for trace in tree.traces():
-        correct = trace.state.answer is not None and task.check(trace.state.text, problem.gold)
-        steps = tuple(step.text for step in trace.state.steps)
-        for i in range(len(steps) + 1):
-            found[steps[:i]].right += correct
-            found[steps[:i]].wrong += not correct
-    return dict(found)
+    @property
+    def outcome(self) -> float | None:
+        """z: share of right ones among the whole solutions below, a Monte-Carlo value; None without any."""
+        ends = self.right + self.wrong
+        return self.right / ends if ends else None
 
 
-def node_statistics(tree: Tree) -> dict[Prefix, Found]:
-    """Visits and values of every prefix in the tree, of which no outcome is looked at."""
-    found: dict[Prefix, Found] = defaultdict(Found)
-    for node in tree.nodes():
-        here = found[_texts(tree, node)]
-        here.visits += node.visit_count
-        here.value_sum += node.value_sum
-        here.nodes.append(node)
-    return dict(found)
+class Evidence:
+    """The whole solutions of a tree with their outcomes, and the statistics of its prefixes."""
+
+    def __init__(self, tree: Tree, problem: Problem, check: Callable[[str], bool] | None) -> None:
+        """`check`: whether a solution is right; None: the answer is not known, and nothing is."""
+        self.tree, self.problem = tree, problem
+        self.answer_known = check is not None
+        self.scored = tree.scored_by == "critic"
+        """Whether critics gave the scores. Without them a search values a solution by its answer's share of the votes so far,
+        which puts solutions in an order and says no more."""
+        self.traces = tree.traces(votes=True)
+        """All whole solutions, as often as they were found."""
+        distinct = _distinct(self.traces)
+        self._right = {trace.state.text: check(trace.state.text) for trace in distinct} if check else {}
+        right = [trace for trace in distinct if self._right.get(trace.state.text)]
+        self.right: list[Trace] = right
+        """Distinct right ones in the order in which they were found, each with the best score of its equals."""
+        self.wrong: list[Trace] = [trace for trace in distinct if self._right.get(trace.state.text) is False]
+        """Distinct wrong ones that state an answer, likewise."""
+
+    @classmethod
+    def of(cls, tree: Tree, problem: Problem, task: Task) -> "Evidence":
+        """What the tree of a question tells; `task` marks its solutions where the answer is known."""
+        gold = problem.gold
+        return cls(tree, problem, None if gold is None else lambda text: task.check(text, gold))
+
+    def is_right(self, trace: Trace) -> bool:
+        """Whether a solution is right; one without an answer is not."""
+        return trace.state.answer is not None and self._right[trace.state.text]
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of right ones among all, repetitions included; 0 where there is none."""
+        return fmean(map(self.is_right, self.traces)) if self.traces else 0.0
+
+    def refused(self, wrong_too: bool = False) -> Counter[str]:
+        """What is no distinct right solution, by reason; with `wrong_too`, what is no distinct solution at all."""
+        answered = [trace for trace in self.traces if trace.state.answer is not None]
+        right = sum(map(self.is_right, answered))
+        wrong = len(answered) - right
+        repeated = right - len(self.right) + (wrong - len(self.wrong) if wrong_too else 0)
+        return Counter(
+            {"no answer": len(self.traces) - len(answered), "wrong": 0 if wrong_too else wrong, "repeated": repeated}
+        )
+
+    @cached_property
+    def prefixes(self) -> dict[Prefix, PrefixStatistics]:
+        """Visits, values and, where the answer is known, outcomes of every prefix."""
+        statistics: dict[Prefix, PrefixStatistics] = defaultdict(PrefixStatistics)
+        for node in self.tree.nodes():
+            prefix = statistics[steps_of(self.tree, node)]
+            prefix.visits += node.visit_count
+            prefix.value_sum += node.value_sum
+            prefix.nodes.append(node)
+        for trace in self.traces if self.answer_known else ():
+            right, steps = self.is_right(trace), tuple(step.text for step in trace.state.steps)
+            for i in range(len(steps) + 1):
+                statistics[steps[:i]].right += right
+                statistics[steps[:i]].wrong += not right
+        return dict(statistics)
+
+
+def steps_of(tree: Tree, node: Node) -> Prefix:
+    """The steps up to a node."""
+    return tuple(step.text for step in tree.state(node).steps)
 
 
 def unanswered(tree: Tree) -> set[Prefix]:
@@ -75,95 +118,14 @@ def unanswered(tree: Tree) -> set[Prefix]:
     return ends - goes_on
 
 
-def _texts(tree: Tree, node: Node) -> Prefix:
-    return tuple(step.text for step in tree.state(node).steps)
+def _distinct(traces: Sequence[Trace]) -> list[Trace]:
+    """Traces with an answer, without repeated texts; the best score of equals."""
+    best: dict[str, Trace] = {}
+    for trace in traces:
+        if trace.state.answer is not None and ((known := best.get(trace.state.text)) is None or _more(trace, known)):
+            best[trace.state.text] = trace
+    return list(best.values())
 
 
-def with_values(row: SolutionRow, found: dict[Prefix, Found]) -> TreeRow:
-    """A whole solution with the tree's values along it; prefixes outside the tree, as on a roll-out, have none."""
-    known = [found.get(row.steps[:i], Found()) for i in range(len(row.steps) + 1)]
-    q_values, visits = tuple(f.q_value for f in known), tuple(f.visits for f in known)
-    return TreeRow(row.problem, row.question, row.steps, q_values, visits, row.label)
-
-
-def node_rows(found: dict[Prefix, Found], problem: Problem, limit: int) -> list[TreeRow]:
-    """The paths to at most `limit` visited leaves, the most visited first; they bear no outcome."""
-    visited = [steps for steps, here in found.items() if here.visits and steps]
-    inner = {steps[:-1] for steps in visited}
-    leaves = sorted((steps for steps in visited if steps not in inner), key=lambda steps: -found[steps].visits)
-    rows = [with_values(SolutionRow(problem.id, problem.question, steps), found) for steps in leaves[:limit]]
-    return [TreeRow(row.problem, row.question, row.steps, row.q_values, row.visits) for row in rows]
-
-
-def each_node_once(rows: Sequence[TreeRow]) -> list[TreeRow]:
-    """The same rows, with the visits of a prefix counted in the first row that has it and 0 in the others."""
-    seen: set[tuple[str, Prefix]] = set()
-    once = []
-    for row in rows:
-        keys = [(row.question, row.steps[:i]) for i in range(len(row.steps) + 1)]
-        visits = tuple(0 if key in seen else n for key, n in zip(keys, row.visits, strict=True))
-        seen.update(keys)
-        once.append(TreeRow(row.problem, row.question, row.steps, row.q_values, visits, row.label))
-    return once
-
-
-def step_pairs(found: dict[Prefix, Found], problem: Problem, limit: int) -> list[PairRow]:
-    """Pairs for a process preference model, those behind the most visited prefix first, at most `limit`.
-
-    A better step leads to a right answer at least once, a worse one to a wrong one, and its Q is less. Steps that end the
-    solution are compared across the tree, by their paths' mean Q.
-    """
-    children: dict[Prefix, list[tuple[float, Prefix]]] = defaultdict(list)
-    ends: list[tuple[float, Prefix]] = []
-    for steps, here in found.items():
-        if not steps or here.q_value is None:
-            continue
-        if any(node.terminal for node in here.nodes):
-            path = [found[steps[:i]].q_value for i in range(1, len(steps) + 1) if steps[:i] in found]
-            ends.append((fmean(q for q in path if q is not None), steps))
-        else:
-            children[steps[:-1]].append((here.q_value, steps))
-    groups = [children[prefix] for prefix in sorted(children, key=lambda prefix: -found[prefix].visits)]
-    pairs = [pair for group in [*groups, ends] for pair in _best_against_worst(group, found)]
-    return [PairRow(problem.id, problem.question, better, worse) for better, worse in pairs[:limit]]
-
-
-def _best_against_worst(group: list[tuple[float, Prefix]], found: dict[Prefix, Found]) -> list[tuple[Prefix, Prefix]]:
-    ranked = sorted(group, key=lambda pair: -pair[0])
-    best = [pair for pair in ranked if found[pair[1]].right][:PER_SIDE]
-    worst = [pair for pair in ranked[::-1] if found[pair[1]].wrong][:PER_SIDE]
-    return [(better, worse) for q_better, better in best for q_worse, worse in worst if q_better > q_worse]
-
-
-def twins_first(right: list[SolutionRow], wrong: list[SolutionRow]) -> tuple[list[SolutionRow], list[SolutionRow]]:
-    """Both lists reordered: the i-th right and wrong solution are twins, the closest first; then those without one."""
-    pairs = sorted(
-        ((distance(r.steps, w.steps), i, j) for i, r in enumerate(right) for j, w in enumerate(wrong)),
-    )
-    places: list[tuple[int, int]] = []
-    for _, i, j in pairs:
-        if all(i != a and j != b for a, b in places):
-            places.append((i, j))
-    taken_right, taken_wrong = {i for i, _ in places}, {j for _, j in places}
-    rest_right = [row for i, row in enumerate(right) if i not in taken_right]
-    rest_wrong = [row for j, row in enumerate(wrong) if j not in taken_wrong]
-    return [*(right[i] for i, _ in places), *rest_right], [*(wrong[j] for _, j in places), *rest_wrong]
-
-
-def distance(a: Prefix, b: Prefix) -> tuple[int, int]:
-    """How far two solutions are apart: lines behind their common beginning, then how many of those lines differ."""
-    shared = sum(1 for _ in takewhile(lambda lines: lines[0] == lines[1], zip(a, b, strict=False)))
-    longer = max(len(a), len(b))
-    same = sum(x == y for x, y in zip(a, b, strict=False))
-    return longer - shared, longer - same
-
-
-def outcome_pairs(rows: Sequence[SolutionRow]) -> list[PairRow]:
-    """Every solution of one question beside one of the other outcome, in order; those of the fewer outcome in turn."""
-    right, wrong = ([row for row in rows if row.label == label] for label in (1.0, 0.0))
-    if not right or not wrong:
-        return []
-    return [
-        PairRow(rows[0].problem, rows[0].question, right[i % len(right)].steps, wrong[i % len(wrong)].steps)
-        for i in range(max(len(right), len(wrong)))
-    ]
+def _more(a: Trace, b: Trace) -> bool:
+    return a.score is not None and (b.score is None or a.score > b.score)

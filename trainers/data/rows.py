@@ -7,15 +7,23 @@
     VerdictRow    a solution, or its beginning, judged in words    genrm
     TargetRow     what a search made of the policy at one prefix   distill, joint
 
-A row's keys tell its type: `labels`, `q_values`, `chosen`, `right`, `actions`, or none of them.
+A row's keys tell its type: `labels`, `q_values`, `chosen`, `right`, `actions`, or none of them. Every row checks itself
+when it is made, so one made in Python is held to what one from a file is held to. Rows are written with a format version; one
+without, such as a row of your own, is taken to be of the current version.
+
+A row raises DataError where it has no steps, labels outside [0, 1], or the wrong number of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from math import inf
 from typing import Any
 
 from llm_mcts.errors import DataError
+
+FORMAT_VERSION = 1
+"""Of a written row."""
+NO_GOLD = "no gold answer"
+"""Why a question without a known answer gives no rows."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,12 @@ class SolutionRow:
     weight: float = 1.0
     """How much the solution counts for trainer `weighted`, finite and above 0; written only where it is not 1."""
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "steps")
+        _check_number(self.label, "label", self.question)
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not 0 < self.weight < inf:
+            raise DataError(f"row with weight {self.weight!r} for question {self.question!r}; expected a finite number above 0")
+
 
 @dataclass(frozen=True)
 class StepRow:
@@ -38,6 +52,10 @@ class StepRow:
     question: str
     steps: tuple[str, ...]
     labels: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "steps")
+        _check_numbers(self, "labels", len(self.steps), "one label a step")
 
     @property
     def first_wrong(self) -> int | None:
@@ -59,6 +77,17 @@ class TreeRow:
     label: float | None = None
     """The outcome of a whole solution (1 right, 0 wrong); None for an unfinished one."""
 
+    def __post_init__(self) -> None:
+        _check_texts(self, "steps")
+        n = len(self.steps) + 1
+        _check_numbers(self, "q_values", n, f"{n}, one a prefix, the bare question's first")
+        _check_length(self, "visits", n, f"{n}, one a prefix, the bare question's first")
+        for count in self.visits:
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise DataError(f"row with visits {count!r} for question {self.question!r}; expected a number of at least 0")
+        if self.label is not None:
+            _check_number(self.label, "label", self.question)
+
 
 @dataclass(frozen=True)
 class PairRow:
@@ -68,6 +97,9 @@ class PairRow:
     question: str
     chosen: tuple[str, ...]
     rejected: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -79,6 +111,13 @@ class VerdictRow:
     steps: tuple[str, ...]
     right: bool
     rationale: str = ""
+
+    def __post_init__(self) -> None:
+        _check_texts(self, "steps")
+        if not isinstance(self.right, bool) or not isinstance(self.rationale, str):
+            raise DataError(
+                f"row with right {self.right!r} for question {self.question!r}; expected true or false, and a text as rationale"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,13 +135,35 @@ class TargetRow:
     outcome: float | None = None
     """z: share of right ones among the whole solutions found below the prefix, in [0, 1]; None where it is not known."""
 
+    def __post_init__(self) -> None:
+        outcome_alone = not self.actions and not self.targets and self.outcome is not None
+        _check_texts(self, *([] if outcome_alone else ["actions"]), *(["steps"] if self.steps else []))
+        if not isinstance(self.targets, tuple) or len(self.targets) != len(self.actions):
+            raise DataError(
+                f"row with targets {self.targets!r} for {len(self.actions)} actions; expected one probability an action"
+            )
+        for x in (*self.targets, *([] if self.outcome is None else [self.outcome])):
+            _check_number(x, "label", self.question)
+        if len(set(self.actions)) < len(self.actions) or (self.actions and abs(sum(self.targets) - 1) > 1e-6):
+            raise DataError(
+                f"row with targets {self.targets!r} for question {self.question!r}; expected distinct actions, and a sum of 1"
+            )
+
 
 Row = SolutionRow | StepRow | TreeRow | PairRow | VerdictRow | TargetRow
+_TOLD_BY: dict[str, type[Row]] = {
+    "chosen": PairRow,
+    "actions": TargetRow,
+    "q_values": TreeRow,
+    "right": VerdictRow,
+    "labels": StepRow,
+}
+"""The key that tells a row's type; the first that it has decides."""
 
 
 def row_to_dict(row: Row) -> dict[str, Any]:
     """A JSON-ready row."""
-    data = asdict(row)
+    data = {"version": FORMAT_VERSION, **asdict(row)}
     if isinstance(row, SolutionRow) and row.weight == 1.0:
         del data["weight"]
     return data
@@ -112,87 +173,47 @@ def row_from_dict(data: dict[str, Any]) -> Row:
     """Read a row back from JSON.
 
     Raises:
-        DataError: no steps, or labels outside [0, 1] or of the wrong number.
+        DataError: another format version, or a row that its type refuses.
     """
-    question = data.get("question")
-    if not isinstance(question, str):
-        raise DataError(f"row with question {question!r}; expected a text")
-    problem = str(data.get("problem", ""))
-    if "chosen" in data:
-        return PairRow(problem, question, _steps(data, "chosen"), _steps(data, "rejected"))
-    if "actions" in data:
-        return _target_row(data, problem)
-    steps = _steps(data, "steps")
-    if "q_values" in data:
-        q_values = tuple(None if q is None else _label(q, question) for q in _list(data, "q_values", len(steps) + 1))
-        visits = tuple(_count(n, question) for n in _list(data, "visits", len(steps) + 1))
-        label = data.get("label")
-        return TreeRow(problem, question, steps, q_values, visits, None if label is None else _label(label, question))
-    if "right" in data:
-        right, rationale = data["right"], data.get("rationale", "")
-        if not isinstance(right, bool) or not isinstance(rationale, str):
-            raise DataError(
-                f"row with right {right!r} for question {question!r}; expected true or false, and a text as rationale"
-            )
-        return VerdictRow(problem, question, steps, right, rationale)
-    if "labels" in data:
-        labels = tuple(None if x is None else _label(x, question) for x in _list(data, "labels", len(steps)))
-        return StepRow(problem, question, steps, labels)
-    return SolutionRow(problem, question, steps, _label(data.get("label", 1.0), question), _weight(data, question))
+    if (version := data.get("version", FORMAT_VERSION)) != FORMAT_VERSION:
+        raise DataError(f"row with format version {version!r}; expected {FORMAT_VERSION}: make the rows again")
+    cls = next((cls for key, cls in _TOLD_BY.items() if key in data), SolutionRow)
+    values: dict[str, Any] = {}
+    for field in fields(cls):
+        if field.name in data or field.default is MISSING:
+            value = data.get(field.name)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    values["problem"] = str(data.get("problem", ""))
+    if cls is TargetRow:  # the bare question's prefix
+        values["steps"] = values["steps"] or ()
+    return cls(**values)
 
 
-def _target_row(data: dict[str, Any], problem: str) -> TargetRow:
-    question, outcome, given = data["question"], data.get("outcome"), data.get("targets")
-    alone = data["actions"] in ([], ()) and given in ([], ()) and outcome is not None
-    actions = () if alone else _steps(data, "actions")
-    steps = _steps(data, "steps") if data.get("steps") else ()
-    if not isinstance(given, list | tuple) or len(given) != len(actions):
-        raise DataError(f"row with targets {given!r} for {len(actions)} actions; expected one probability an action")
-    targets = tuple(_label(x, question) for x in given)
-    if len(set(actions)) < len(actions) or (actions and abs(sum(targets) - 1) > 1e-6):
-        raise DataError(f"row with targets {given!r} for question {question!r}; expected distinct actions, and a sum of 1")
-    return TargetRow(problem, question, steps, actions, targets, None if outcome is None else _label(outcome, question))
+def _check_texts(row: Any, *names: str) -> None:
+    """A question, and lists of texts that are not empty."""
+    if not isinstance(row.question, str):
+        raise DataError(f"row with question {row.question!r}; expected a text")
+    for name in names:
+        texts = getattr(row, name)
+        if not isinstance(texts, tuple) or not texts or not all(isinstance(text, str) for text in texts):
+            shown = list(texts) if isinstance(texts, tuple) else texts
+            raise DataError(f"row with {name} {shown!r} for question {row.question!r}; expected a list of texts, at least one")
 
 
-def check_row(row: Row) -> None:
-    """Hold a row made in Python to what a row read from a file is held to.
-
-    Raises:
-        DataError: no steps, or labels outside [0, 1] or of the wrong number.
-    """
-    row_from_dict(row_to_dict(row))
+def _check_numbers(row: Any, name: str, length: int, expected: str) -> None:
+    _check_length(row, name, length, expected)
+    for value in getattr(row, name):
+        if value is not None:
+            _check_number(value, "label", row.question)
 
 
-def _steps(data: dict[str, Any], key: str) -> tuple[str, ...]:
-    steps = data.get(key)
-    if not isinstance(steps, list | tuple) or not steps or not all(isinstance(step, str) for step in steps):
-        raise DataError(f"row with {key} {steps!r} for question {data['question']!r}; expected a list of texts, at least one")
-    return tuple(steps)
+def _check_length(row: Any, name: str, length: int, expected: str) -> None:
+    values = getattr(row, name)
+    if not isinstance(values, tuple) or len(values) != length:
+        shown = list(values) if isinstance(values, tuple) else values
+        raise DataError(f"row with {name} {shown!r} for {len(row.steps)} steps; expected {expected}")
 
 
-def _list(data: dict[str, Any], key: str, length: int) -> Sequence[Any]:
-    values = data.get(key)
-    if not isinstance(values, list | tuple) or len(values) != length:
-        expected = "one label a step" if key == "labels" else f"{length}, one a prefix, the bare question's first"
-        raise DataError(f"row with {key} {values!r} for {len(data['steps'])} steps; expected {expected}")
-    return values
-
-
-def _label(value: Any, question: str) -> float:
-    """A label in [0, 1], or a DataError."""
+def _check_number(value: Any, name: str, question: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise DataError(f"row with label {value!r} for question {question!r}; expected a number in [0, 1]")
-    return float(value)
-
-
-def _weight(data: dict[str, Any], question: str) -> float:
-    value = data.get("weight", 1.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
-        raise DataError(f"row with weight {value!r} for question {question!r}; expected a finite number above 0")
-    return float(value)
-
-
-def _count(value: Any, question: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise DataError(f"row with visits {value!r} for question {question!r}; expected a number of at least 0")
-    return value
+        raise DataError(f"row with {name} {value!r} for question {question!r}; expected a number in [0, 1]")

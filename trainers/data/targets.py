@@ -1,4 +1,4 @@
-"""What a search tree teaches the policy about single steps: improved distributions (AlphaZero) and preferences (DPO).
+"""What a search tree teaches the policy about single steps: improved distributions (AlphaZero).
 
     visits    pi(a) ~ N(a)^(1 / temperature)                                          AlphaZero (Silver et al. 2018)
     gumbel    pi = softmax(log prior + sigma(completed Q))                            Gumbel AlphaZero (Danihelka et al. 2022)
@@ -13,109 +13,54 @@ that was compared is one.
 
 import random
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from math import exp, inf, log
-from typing import Literal
 
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import DataError
 from llm_mcts.search.gumbel import improved_policy
 from llm_mcts.seeding import derive_seed
-from llm_mcts.tasks.base import Task
-from llm_mcts.tree import Node, Tree
+from llm_mcts.tree import Node
 from llm_mcts.types import Problem, Step
-from trainers.data.evidence import PER_SIDE, Found, Prefix, node_statistics, statistics_of, step_pairs, unanswered
-from trainers.data.rows import PairRow, TargetRow
+from trainers.data.config import RowsConfig, TargetConfig
+from trainers.data.evidence import Evidence, Prefix, PrefixStatistics, unanswered
+from trainers.data.rows import NO_GOLD, TargetRow
 
 Target = list[float] | str
 """pi of a prefix's steps, or why there is none."""
 
 
-@dataclass(frozen=True)
-class TargetConfig:
-    """How a prefix's target pi is made, and of which prefixes."""
-
-    target: Literal["visits", "gumbel", "outcome"] = "visits"
-    """visits: AlphaZero; gumbel: completed Q; outcome: the share of right solutions below each step."""
-    temperature: float = 1.0
-    """visits: tau of N^(1 / tau), above 0. AlphaZero: 1."""
-    c_visit: float = 50.0
-    """gumbel: sigma's visit offset, at least 0; the search's own. Paper: 50."""
-    c_scale: float = 0.1
-    """gumbel: sigma's factor, at least 0. mctx: 0.1; paper: 1."""
-    c_outcome: float = 5.0
-    """outcome: c, at least 0; gumbel's (c_visit + max N) c_scale is 5 and more."""
-    min_visits: int = 2
-    """Prefixes with fewer visits of their steps together are left out, at least 1; for outcome, with fewer solutions."""
-    min_outcome: float = 0.0
-    """Prefixes of which a smaller share of solutions is right are left out, in [0, 1]; 0: none, as in AlphaZero. A little above
-    0 leaves out what the search never solved, whose visits and Q say little to the policy; a value model that is trained
-    along learns of it all the same."""
-    per_question: int = 16
-    """Prefixes kept of a question, those with most visits first, at least 1."""
-    outcomes_per_question: int = 2
-    """Joint training: so many prefixes more of a question for the value alone, at least 0. They make batches larger and the
-    policy's share of each smaller: with many of them let a step hold more rows, or the policy takes more and noisier steps."""
-
-    def __post_init__(self) -> None:
-        if self.target not in ("visits", "gumbel", "outcome"):
-            raise ConfigError(f"targets.target is '{self.target}'; expected visits, gumbel or outcome")
-        if not 0 < self.temperature < inf:
-            raise ConfigError(f"targets.temperature is {self.temperature}; expected above 0")
-        for name in ("c_visit", "c_scale", "c_outcome"):
-            if not 0 <= getattr(self, name) < inf:
-                raise ConfigError(f"targets.{name} is {getattr(self, name)}; expected a finite number, at least 0")
-        if self.outcomes_per_question < 0:
-            raise ConfigError(f"targets.outcomes_per_question is {self.outcomes_per_question}; expected at least 0")
-        if self.min_visits < 1 or self.per_question < 1 or not 0 <= self.min_outcome <= 1:
-            raise ConfigError(
-                f"targets with min_visits={self.min_visits}, per_question={self.per_question}, min_outcome={self.min_outcome}; "
-                "expected at least 1, at least 1, and within [0, 1]"
-            )
-
-    @property
-    def asks_the_answer(self) -> bool:
-        """Whether targets are made with the gold answer."""
-        return self.target == "outcome" or self.min_outcome > 0
+def distill_rows(evidence: Evidence, config: RowsConfig) -> tuple[list[TargetRow], Counter[str]]:
+    """The rows of distillation, and what was refused, by reason."""
+    if not evidence.answer_known and config.targets.asks_the_answer:
+        return [], Counter({NO_GOLD: 1})
+    return target_rows(evidence, config.targets)
 
 
-@dataclass(frozen=True)
-class PreferenceConfig:
-    """Which steps a policy that learns from preferences compares."""
-
-    by: Literal["outcome", "q"] = "outcome"
-    """outcome: the share of right ones among the whole solutions below a step, roll-outs' steps included; q: the tree's Q, as
-    for a process preference model (rStar-Math), whole solutions across the tree among them."""
-    min_gap: float = 0.0
-    """outcome: shares must differ by more than this, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        if self.by not in ("outcome", "q") or not 0 <= self.min_gap < 1:
-            raise ConfigError(
-                f"preferences with by={self.by}, min_gap={self.min_gap}; expected outcome or q, and within [0, 1)"
-            )
+def joint_rows(evidence: Evidence, config: RowsConfig) -> tuple[list[TargetRow], Counter[str]]:
+    """The rows of joint training: distillation's, and some for the value alone."""
+    if not evidence.answer_known and config.targets.asks_the_answer:
+        return [], Counter({NO_GOLD: 1})
+    return target_rows(evidence, config.targets, config.targets.outcomes_per_question)
 
 
-def target_rows(
-    tree: Tree, problem: Problem, task: Task, config: TargetConfig, outcomes: int = 0
-) -> tuple[list[TargetRow], Counter[str]]:
+def target_rows(evidence: Evidence, config: TargetConfig, outcomes: int = 0) -> tuple[list[TargetRow], Counter[str]]:
     """A row for each prefix of which the search compared steps, the most visited first; and what was refused, by reason.
 
     A question whose answer is not known gives rows without an outcome.
 
     Args:
-        outcomes: so many rows more, at most, that tell an outcome alone: a value model that is trained along must see lost
+        outcomes: the most further rows that tell an outcome alone: a value model that is trained along must see lost
             prefixes and whole solutions too. Drawn evenly from all prefixes, those of roll-outs among them, without a row.
 
     Raises:
         DataError: target outcome, or min_outcome, of a question whose answer is not known.
     """
-    if problem.gold is None and config.asks_the_answer:
+    problem = evidence.problem
+    if not evidence.answer_known and config.asks_the_answer:
         raise DataError(
             f"targets by outcome for question {problem.question!r}, whose answer is not known; expected target visits or "
             "gumbel, and min_outcome 0"
         )
-    found = node_statistics(tree) if problem.gold is None else statistics_of(tree, problem, task)
-    hopeless = unanswered(tree)
+    found, hopeless = evidence.prefixes, unanswered(evidence.tree)
     children: dict[Prefix, list[Prefix]] = defaultdict(list)
     for steps, here in found.items():
         if any(node.parent is not None for node in here.nodes) and steps not in hopeless:
@@ -129,7 +74,7 @@ def target_rows(
             continue
         actions = tuple(steps[-1] for steps in steps_below)
         visits = sum(found[steps].visits for steps in steps_below)
-        row = TargetRow(problem.id, problem.question, prefix, actions, tuple(pi), _outcome(found[prefix]))
+        row = TargetRow(problem.id, problem.question, prefix, actions, tuple(pi), found[prefix].outcome)
         rows.append((visits, row))
     rows.sort(key=lambda pair: -pair[0])
     refused["over the limit"] += max(0, len(rows) - config.per_question)
@@ -137,14 +82,14 @@ def target_rows(
     return kept + _outcome_rows(found, problem, {row.steps for row in kept}, outcomes), refused
 
 
-def _outcome_rows(found: dict[Prefix, Found], problem: Problem, taken: set[Prefix], limit: int) -> list[TargetRow]:
-    left = [(steps, z) for steps, here in found.items() if steps not in taken and (z := _outcome(here)) is not None]
+def _outcome_rows(found: dict[Prefix, PrefixStatistics], problem: Problem, taken: set[Prefix], limit: int) -> list[TargetRow]:
+    left = [(steps, z) for steps, here in found.items() if steps not in taken and (z := here.outcome) is not None]
     drawn = random.Random(derive_seed(0, "outcomes", problem.id)).sample(left, min(limit, len(left)))
     return [TargetRow(problem.id, problem.question, steps, (), (), z) for steps, z in drawn]
 
 
-def _target(here: Found, steps: list[Found], config: TargetConfig) -> Target:
-    outcome = _outcome(here)
+def _target(here: PrefixStatistics, steps: list[PrefixStatistics], config: TargetConfig) -> Target:
+    outcome = here.outcome
     by_outcome = config.target == "outcome"
     if len(steps) < 2:
         return "one step alone"
@@ -157,7 +102,7 @@ def _target(here: Found, steps: list[Found], config: TargetConfig) -> Target:
     node = _merged(here, steps)
     if by_outcome:
         assert outcome is not None
-        shares = [outcome if (share := _outcome(step)) is None else share for step in steps]
+        shares = [outcome if (share := step.outcome) is None else share for step in steps]
         logits = [log(child.prior) + config.c_outcome * x for child, x in zip(node.children, shares, strict=True)]
         return _softmax(logits) if min(shares) < max(shares) else "all alike"
     if node.value is None:
@@ -165,13 +110,7 @@ def _target(here: Found, steps: list[Found], config: TargetConfig) -> Target:
     return improved_policy(node, config.c_visit, config.c_scale)
 
 
-def _outcome(here: Found) -> float | None:
-    """z: share of right ones among the whole solutions below; None without any."""
-    ends = here.right + here.wrong
-    return here.right / ends if ends else None
-
-
-def _merged(here: Found, steps: list[Found]) -> Node:
+def _merged(here: PrefixStatistics, steps: list[PrefixStatistics]) -> Node:
     """A node that stands for all nodes of a prefix: its children's visits, values and priors added up, its value their mean."""
     node = Node(Step(""))
     values = [one.value for one in here.nodes if one.value is not None]
@@ -188,46 +127,3 @@ def _softmax(logits: list[float]) -> list[float]:
     top = max(logits)
     weights = [exp(x - top) for x in logits]
     return [w / sum(weights) for w in weights]
-
-
-def policy_pairs(
-    tree: Tree, problem: Problem, task: Task, limit: int, config: PreferenceConfig | None = None
-) -> tuple[list[PairRow], Counter[str]]:
-    """Better and worse steps for a policy, at most `limit`, and what was refused, by reason.
-
-    outcome: of the steps behind one prefix the two best against the two worst, those behind the prefix with most solutions
-    first. Solutions without an answer are on neither side.
-    """
-    config = config or PreferenceConfig()
-    found = statistics_of(tree, problem, task)
-    for steps in unanswered(tree):
-        found.pop(steps, None)
-    if config.by == "q":
-        pairs = [pair for pair in step_pairs(found, problem, len(found) ** 2) if _part(pair.chosen, pair.rejected)]
-    else:
-        pairs = _pairs_by_outcome(found, problem, config.min_gap)
-    return pairs[:limit], Counter({"over the limit": max(0, len(pairs) - limit)})
-
-
-def _pairs_by_outcome(found: dict[Prefix, Found], problem: Problem, min_gap: float) -> list[PairRow]:
-    groups: dict[Prefix, list[tuple[float, Prefix]]] = defaultdict(list)
-    for steps, here in found.items():
-        if steps and (share := _outcome(here)) is not None:
-            groups[steps[:-1]].append((share, steps))
-    ends = {prefix: sum(found[steps].right + found[steps].wrong for _, steps in group) for prefix, group in groups.items()}
-    pairs = []
-    for prefix in sorted(groups, key=lambda prefix: -ends[prefix]):
-        ranked = sorted(groups[prefix], key=lambda pair: -pair[0])
-        pairs += [
-            PairRow(problem.id, problem.question, better, worse)
-            for high, better in ranked[:PER_SIDE]
-            for low, worse in ranked[: -PER_SIDE - 1 : -1]
-            if high - low > min_gap
-        ]
-    return pairs
-
-
-def _part(a: Prefix, b: Prefix) -> bool:
-    """Whether neither begins with the other."""
-    n = min(len(a), len(b))
-    return a[:n] != b[:n]

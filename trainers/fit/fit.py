@@ -9,14 +9,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import torch
 
+from critics.model.heads import HeadConfig
 from critics.model.lora import LoraSpec
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import DataError
+from llm_mcts.fields import Above, AtLeast, Settings, Within
+from llm_mcts.prompts import PromptConfig
 from llm_mcts.runs.directory import place_folder
 from trainers.data.encoding import Encoded, EncodedGroup, EncodedPair, collate
 from trainers.fit.processes import is_main_process, launched_on_cpus, wait_for_all
@@ -27,43 +29,69 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings, section="train"):
     """Optimisation of one model."""
 
-    epochs: float = 1.0
-    """Passes over the rows, above 0. OVM: 1; AlphaLLM: at most 3."""
-    learning_rate: float = 1e-4
+    epochs: Annotated[float, Above(0)] = 1.0
+    """Passes over the rows. OVM: 1; AlphaLLM: at most 3."""
+    learning_rate: Annotated[float, Above(0)] = 1e-4
     """Peak learning rate (AdamW). AlphaLLM: 5e-6 to 1e-6 on 70B; OVM: 1e-5; small models and LoRA want more."""
-    batch_size: int = 16
-    """Rows per device and forward, at least 1."""
-    accumulation: int = 1
-    """Forwards per optimiser step, at least 1."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises from 0, in [0, 1); less than one step: it does not. AlphaLLM: 0.1."""
-    weight_decay: float = 0.0
+    batch_size: Annotated[int, AtLeast(1)] = 16
+    """Rows per device and forward."""
+    accumulation: Annotated[int, AtLeast(1)] = 1
+    """Forwards per optimiser step."""
+    warmup: Annotated[float, Within(0, 1, open_high=True)] = 0.1
+    """Share of the steps in which the learning rate rises from 0; less than one step: it does not. AlphaLLM: 0.1."""
+    weight_decay: Annotated[float, AtLeast(0)] = 0.0
     """AdamW's weight decay."""
-    max_length: int = 1024
+    max_length: Annotated[int, AtLeast(1)] = 1024
     """Rows of more tokens are left out, and counted."""
     lora: LoraSpec = field(default_factory=lambda: LoraSpec(rank=0))
     """LoRA; rank 0 trains the whole model."""
-    trunk: bool = False
-    """Critics: train the head alone, on the backbone of `start` as it is. A policy with these weights then scores its own
-    steps for the price of their last tokens (AlphaZero's shared trunk)."""
     tracking: Tracking = "tensorboard"
     """Where loss, gradient norm and learning rate go: tensorboard, wandb (Weights & Biases) or none."""
-    log_every: int = 10
-    """Steps from one tracked value to the next, at least 1; a value is the mean of its steps."""
+    log_every: Annotated[int, AtLeast(1)] = 10
+    """Steps from one tracked value to the next; a value is the mean of its steps."""
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "batch_size", "accumulation", "max_length", "log_every"):
-            if not 0 < getattr(self, name) < inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
-        if not 0 <= self.weight_decay < inf:
-            raise ConfigError(f"weight_decay is {self.weight_decay}; expected a finite number, at least 0")
-        if self.tracking not in get_args(Tracking):
-            raise ConfigError(f"tracking is '{self.tracking}'; expected one of {', '.join(get_args(Tracking))}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is {self.warmup}; expected a share in [0, 1)")
+
+@dataclass(frozen=True)
+class CriticTrainConfig(TrainConfig):
+    """Optimisation of a critic."""
+
+    trunk: bool = False
+    """Train the head alone, on the backbone of `start` as it is. A policy with these weights then scores its own steps for the
+    price of their last tokens (AlphaZero's shared trunk)."""
+
+
+@dataclass(frozen=True)
+class TrainCall:
+    """What every trainer is given."""
+
+    rows: Sequence[Any]
+    start: str
+    """The model to start from: `embedded`, a folder or a hub id; for a critic also a critic of the same kind."""
+    out: Path
+    """Folder of the checkpoint; it is there whole or not at all."""
+    config: TrainConfig
+    settings: Any = None
+    """The trainer's own section of the configuration; None: its defaults."""
+    prompt: PromptConfig | None = None
+    """Prompt format; None: the default, or that of the critic that training starts from."""
+    seed: int = 0
+    logs: Path | None = None
+    """Folder for what is tracked; None: nothing is."""
+    head: HeadConfig | None = None
+    """Head of a new critic, or of joint training's new value model."""
+
+
+Metrics = dict[str, Any]
+"""What a trainer returns: rows used and left out, steps, the mean loss of the last tenth of the steps, and its own figures."""
+
+
+def last_tenth(values: Sequence[float]) -> float:
+    """The mean of the last tenth of some values, at least of the last one."""
+    tail = values[-max(1, len(values) // 10) :]
+    return sum(tail) / len(tail)
 
 
 def fit(
@@ -89,14 +117,13 @@ def fit(
     Raises:
         ConfigError: tracking wants a package that is not there, or the launcher shards in a way that is not supported.
         DataError: no row fits `max_length`.
-        ModelError: the loss or a weight is no number, or memory ran out.
+        ModelError: the loss or a weight is NaN or infinite, or memory ran out.
     """
     kept = _usable(rows, config.max_length)
     with tempfile.TemporaryDirectory() as scratch, tracker(config.tracking, logs) as callbacks:
         losses = _run_trainer(model, kept, loss, counts or _one_count(kept), config, seed, scratch, callbacks)
     model.eval()
-    tail = losses[-max(1, len(losses) // 10) :]
-    return {"rows": len(kept), "left_out": len(rows) - len(kept), "steps": len(losses), "loss": sum(tail) / len(tail)}
+    return {"rows": len(kept), "left_out": len(rows) - len(kept), "steps": len(losses), "loss": last_tenth(losses)}
 
 
 def _run_trainer(

@@ -1,8 +1,6 @@
 """A policy under training: what all trainers of language models load, write their rows with, and save.
 
-    lm = load_policy(start, config, prompt, seed)
-    metrics = fit(lm.model, rows encoded with lm.fmt, lm.encode and lm.eos, loss, lm.fitting(config), seed)
-    lm.save(out)
+    metrics = train_language_model(call, encode, loss)
 
 Weights are float32 while they are trained. With LoRA only the adapter moves; the checkpoint is the base with the adapter
 merged, so that every engine loads it, or on request the adapter alone.
@@ -18,7 +16,8 @@ from torch import Tensor
 
 from llm_mcts.models import load_causal_lm, load_tokenizer
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat, chat_template_of
-from trainers.fit.fit import TrainConfig, save_atomically
+from trainers.fit.fit import Metrics, TrainCall, TrainConfig, fit, save_atomically
+from trainers.fit.terms import Counts, Loss
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class TrainablePolicy:
     @property
     def context(self) -> int:
         """Tokens that the model was made for; without a limit in its configuration, any number."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        return context_length(self.model)
 
     def fitting(self, config: TrainConfig) -> TrainConfig:
         """`config` with no row longer than the model's context."""
@@ -85,3 +84,18 @@ def token_logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Logits [B, T, V] of a batch; `model` is what the Trainer hands to the loss, which may be wrapped."""
     logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
     return logits
+
+
+def context_length(model: Any) -> int:
+    """Tokens that a model was made for; without a limit in its configuration, any number."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+
+def train_language_model(
+    call: TrainCall, encode: Callable[[TrainablePolicy], Any], loss: Loss, counts: Counts | None = None
+) -> Metrics:
+    """Load the policy, fit it to the rows that `encode` makes of the call's, and save it, with LoRA merged."""
+    lm = load_policy(call.start, call.config, call.prompt, call.seed)
+    metrics = fit(lm.model, encode(lm), loss, lm.fitting(call.config), call.seed, counts, call.logs)
+    lm.save(call.out)
+    return metrics

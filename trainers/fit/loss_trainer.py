@@ -6,7 +6,7 @@ Two more things the Trainer leaves open:
 
 the last rows of an epoch   accelerate fills the processes' last batches up with rows from the epoch's beginning; here they
                             do not count
-a loss that is no number    ends the training, on all processes, before it reaches the weights
+a NaN or infinite loss      ends the training, on all processes, before it reaches the weights
 """
 
 import os
@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer
 
 from llm_mcts.errors import ConfigError, ModelError
 from trainers.fit.processes import make_whole, refuse_a_part
-from trainers.fit.terms import Batch, Counts, Loss, share
+from trainers.fit.terms import Batch, Counts, Loss, check_weights, share
 
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
 COUNTS = "counts of the loss's means"
@@ -50,7 +50,7 @@ class LossTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             ConfigError: the launcher distributes the model in a way in which it could not be saved whole.
-            ModelError: the loss or a weight is no number, or memory ran out.
+            ModelError: the loss or a weight is NaN or infinite, or memory ran out.
         """
         self._check_launch()
         try:
@@ -63,7 +63,8 @@ class LossTrainer(Trainer):  # type: ignore[misc]
                 "expected room for one forward and backward: lower batch_size and raise accumulation as much, or lower "
                 "max_length, or set lora.rank above 0"
             ) from error
-        self._check_weights()
+        remedy = f"lower learning_rate ({self.args.learning_rate:g}), and look at the rows' labels and weights"
+        check_weights(self.model, len(self.step_losses), remedy)
         if self._use_cache is not None:  # the Trainer turns it off, and a checkpoint would say so for good
             self._model_config.use_cache = self._use_cache
         if self.accelerator.distributed_type is DistributedType.FSDP:
@@ -93,15 +94,6 @@ class LossTrainer(Trainer):  # type: ignore[misc]
                 f"accelerate launched with distributed_type {what}; expected several GPUs or CPU processes, or FSDP with "
                 "fsdp_version 2: see configs/accelerate"
             )
-
-    def _check_weights(self) -> None:
-        """Refuse a model that its last step broke: its loss was a number, its gradient was not."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and not bool(parameter.detach().isfinite().all()):
-                raise ModelError(
-                    f"parameter {name} holds what is no number after {len(self.step_losses)} steps; expected numbers: lower "
-                    f"learning_rate ({self.args.learning_rate:g}), and look at the rows' labels and weights"
-                )
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list[Batch], Tensor]:
         """The batches of one optimiser step, and what its means are over: [K], over all of them, on all processes."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from llm_mcts.errors import ModelError
+
 Batch = dict[str, Tensor]
 Loss = Callable[[torch.nn.Module, Batch], Tensor | Sequence[Tensor]]
 """Of a model and a batch: one mean, or several that are added, each with its factor in it already."""
@@ -48,3 +50,14 @@ def share(means: Tensor, counts: Tensor, totals: Tensor) -> Tensor:
     # What counts nothing in the whole step has a total of 0, and 0 / 0 would reach the weights through the gradient.
     parts = means * (counts / torch.where(totals > 0, totals, torch.ones_like(totals)))
     return torch.where(counts > 0, parts, torch.zeros_like(parts)).sum()
+
+
+def check_weights(model: torch.nn.Module, steps: int, remedy: str) -> None:
+    """Refuse a model that its last step broke: the loss was finite, its gradient was not.
+
+    Raises:
+        ModelError: a trained parameter is NaN or infinite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(parameter.detach().isfinite().all()):
+            raise ModelError(f"parameter {name} is NaN or infinite after {steps} steps; expected finite weights: {remedy}")

@@ -33,7 +33,10 @@ from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.base import StepTask, Task, require_answers
 from llm_mcts.tree import Tree
 from llm_mcts.types import Policy, Problem, State, Usage, meter
-from trainers.data.critic_rows import RowsConfig, SolutionRow, StepRow, balanced, row_to_dict, rows_from_tree
+from trainers.data.config import RowsConfig
+from trainers.data.critic_rows import balanced, critic_rows
+from trainers.data.evidence import Evidence
+from trainers.data.rows import SolutionRow, StepRow, row_to_dict
 from trainers.labels.step_labels import Labeller, OmegaConfig, math_shepherd, omega_prm
 
 log = logging.getLogger(__name__)
@@ -256,7 +259,7 @@ def _from_trees(trees: Mapping[str, Searched], task: Task, config: LabelConfig) 
         usage += found.usage
         if found.tree is None:
             raise DataError(f"its search left no tree ({found.error})")
-        rows = rows_from_tree(found.tree, problem, task, config.rows)["prm"]
+        rows = critic_rows(Evidence.of(found.tree, problem, task), config.rows)["prm"]
         return [row for row in rows if isinstance(row, StepRow)], 0
 
     return work

@@ -18,7 +18,7 @@ from llm_mcts.search.contracts import completions
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tasks.base import Task
 from llm_mcts.types import Policy, Problem, State, Step
-from trainers.data.critic_rows import StepRow
+from trainers.data.rows import StepRow
 
 Prefix = tuple[str, ...]
 

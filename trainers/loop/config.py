@@ -9,9 +9,9 @@ from llm_mcts.errors import ConfigError
 from llm_mcts.evaluate import check_methods
 from llm_mcts.settings import SolverConfig, build_search
 from llm_mcts.tasks import TaskConfig
-from trainers.data.critic_rows import RowsConfig
+from trainers.data.config import RowsConfig
 from trainers.data.objectives import CriticLossConfig
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import CriticTrainConfig, TrainConfig
 from trainers.loop.gate import GateConfig
 from trainers.loop.replay import ReplayConfig
 from trainers.policy.registry import PolicyLossConfig
@@ -58,9 +58,9 @@ class SelfImproveConfig:
     """What the critics learn, and so which rows are made of the trees."""
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     """How the policy is trained."""
-    value: TrainConfig = field(default_factory=TrainConfig)
-    prm: TrainConfig = field(default_factory=TrainConfig)
-    orm: TrainConfig = field(default_factory=TrainConfig)
+    value: CriticTrainConfig = field(default_factory=CriticTrainConfig)
+    prm: CriticTrainConfig = field(default_factory=CriticTrainConfig)
+    orm: CriticTrainConfig = field(default_factory=CriticTrainConfig)
     policy: TrainConfig = field(default_factory=TrainConfig)
     critics: tuple[str, ...] = KINDS
     """Which critics are trained: any of value, prm, orm."""
@@ -110,14 +110,14 @@ class SelfImproveConfig:
                 f"solver.critics.calibration is {fixed.calibration} and the critics ({', '.join(self.critics)}) are "
                 "trained anew each round; drop it, and calibrate the last round's"
             )
-        trains_value = "value" in self.critics or self.policy_loss.method == "joint"
+        trains_value = "value" in self.critics or self.policy_loss.trainer.trains_value
         if trains_value and fixed.rollouts:
             raise ConfigError(
                 f"solver.critics.rollouts is {fixed.rollouts} and a value model, whose place they take, is trained; drop one"
             )
-        if self.policy_loss.method == "joint" and "value" in self.critics:
+        if self.policy_loss.trainer.trains_value and "value" in self.critics:
             raise ConfigError(
-                "policy_loss.method is 'joint', which trains the value model with the policy, and critics holds value; "
+                f"policy_loss.method is '{self.policy_loss.method}', which trains the value model too, and critics has value; "
                 "take it out of critics"
             )
         if "value" in self.critics and self.critic_loss.value.asks_the_model and not fixed.value:

@@ -9,30 +9,22 @@ rounds first, so that at most `share` of what is trained on is old.
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings, Within
 from llm_mcts.seeding import derive_seed
-from llm_mcts.tasks.base import Task
-from llm_mcts.tree import Tree
-from llm_mcts.types import Problem
+from trainers.data.evidence import Evidence
 from trainers.questions.curriculum import PassRate, Source
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
+class ReplayConfig(Settings, section="replay"):
     """How much of the past a round trains on."""
 
-    rounds: int = 0
-    """Earlier rounds whose rows are used again, at least 0; 0: none."""
-    share: float = 0.5
-    """At most this share of the rows is from earlier rounds, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        if self.rounds < 0 or not 0 <= self.share < 1:
-            raise ConfigError(
-                f"replay with rounds={self.rounds}, share={self.share}; expected rounds >= 0, and a share within [0, 1)"
-            )
+    rounds: Annotated[int, AtLeast(0)] = 0
+    """Earlier rounds whose rows are used again; 0: none."""
+    share: Annotated[float, Within(0, 1, open_high=True)] = 0.5
+    """At most this share of the rows is from earlier rounds."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +49,13 @@ class Trajectory:
         return asdict(self)
 
 
-def trajectories(tree: Tree, problem: Problem, task: Task, round: int, policy: str, source: Source) -> list[Trajectory]:
+def trajectories(evidence: Evidence, round: int, policy: str, source: Source) -> list[Trajectory]:
     """Every whole solution of a searched question, as often as it was found."""
-    assert problem.gold is not None
-    found = []
-    for trace in tree.traces():
-        right = trace.state.answer is not None and task.check(trace.state.text, problem.gold)
-        steps = tuple(step.text for step in trace.state.steps)
-        found.append(Trajectory(problem.id, problem.question, steps, right, trace.score, round, policy, source))
+    problem, found = evidence.problem, []
+    for trace in evidence.traces:
+        steps, score = tuple(step.text for step in trace.state.steps), trace.score if evidence.scored else None
+        right = evidence.is_right(trace)
+        found.append(Trajectory(problem.id, problem.question, steps, right, score, round, policy, source))
     return found
 
 

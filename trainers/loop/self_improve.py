@@ -37,18 +37,21 @@ from llm_mcts.tasks.base import require_answers
 from llm_mcts.tasks.guard import GuardedTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, Usage
-from trainers.critic.train import train_critic
-from trainers.data.critic_rows import policy_rows, row_from_dict, row_to_dict, rows_from_tree
-from trainers.fit.fit import TrainConfig
+from trainers.critic.registry import CRITIC_TRAINERS
+from trainers.data.critic_rows import critic_rows
+from trainers.data.evidence import Evidence
+from trainers.data.rows import Row, row_from_dict, row_to_dict
+from trainers.fit.fit import TrainCall
 from trainers.fit.processes import is_main_process
 from trainers.fit.tracking import check_tracking
 from trainers.loop.config import SelfImproveConfig
 from trainers.loop.gate import GateDecision, decide, should_stop
 from trainers.loop.questions import Questions
 from trainers.loop.replay import replayed, trajectories
-from trainers.policy.registry import Lesson, train_policy
+from trainers.policy.registry import policy_rows, train_policy
+from trainers.policy.trainer import PolicyCall
 from trainers.questions.agreement import agreed_answer
-from trainers.questions.curriculum import Chosen
+from trainers.questions.curriculum import Chosen, Source
 from trainers.questions.imagine.imagine import counts, spent
 from trainers.report.report import write_reports
 
@@ -240,9 +243,10 @@ class _Loop:
                     refused[reason] += 1
                     continue
                 origin = {"round": number, "policy": self.models.engine.model, "source": chosen.source}
-                for name, made in self._rows_of(tree, problem, chosen, number, refused).items():
-                    start = f"{problem.id}/"
-                    rows[name].extend({"id": f"{start}{i}", **row, **origin} for i, row in enumerate(made))
+                made, why = self._rows_of(Evidence.of(tree, problem, self.task), number, chosen.source)
+                refused.update(why)
+                for name, of_trainer in made.items():
+                    rows[name].extend({"id": f"{problem.id}/{i}", **row, **origin} for i, row in enumerate(of_trainer))
             for name in names:
                 here.rows(name).write(rows[name])
             facts |= {"searched": len(searched), "failed": len(questions) - len(searched)}
@@ -258,19 +262,16 @@ class _Loop:
         return replace(problem, gold=agreed.answer), agreed.reason if agreed.answer is None else None
 
     def _rows_of(
-        self, tree: Tree, problem: Problem, chosen: Chosen, number: int, refused: Counter[str]
-    ) -> dict[str, list[dict[str, Any]]]:
-        """All rows of one tree."""
-        config, task = self.config, self.task
-        made: dict[str, list[dict[str, Any]]] = {}
-        if config.policy_loss.method != "policy_gradient":
-            policy, policy_refused = policy_rows(tree, problem, task, config.rows, config.policy_loss.method)
-            refused.update(policy_refused)
-            made["policy"] = [row_to_dict(row) for row in policy]
-        every = rows_from_tree(tree, problem, task, config.rows, config.critic_loss)
-        made |= {kind: [row_to_dict(row) for row in every[kind]] for kind in KINDS}
-        all_found = trajectories(tree, problem, task, number, self.models.engine.model, chosen.source)
-        return {**made, "trajectories": [one.to_dict() for one in all_found]}
+        self, evidence: Evidence, number: int, source: Source
+    ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int]]:
+        """All rows of one searched question by trainer, and why trajectories did not become the policy's."""
+        config = self.config
+        policy, refused = policy_rows(config.policy_loss.method, evidence, config.rows)
+        rows: dict[str, Sequence[Row]] = {"policy": policy}
+        rows.update({kind: made for kind, made in critic_rows(evidence, config.rows, config.critic_loss).items()})
+        found = trajectories(evidence, number, self.models.engine.model, source)
+        as_dicts = {name: [row_to_dict(row) for row in of_trainer] for name, of_trainer in rows.items()}
+        return {**as_dicts, "trajectories": [trajectory.to_dict() for trajectory in found]}, refused
 
     # Training
 
@@ -283,10 +284,15 @@ class _Loop:
                 facts |= {"rows": len(rows), "replayed": old}
                 if rows:
                     start = getattr(self.models.critics, kind) or self.models.engine.model
-                    config: TrainConfig = getattr(self.config, kind)
                     seed = derive_seed(self.config.seed, kind, number) % 2**31
-                    head, losses, prompt = self.config.head, self.config.critic_loss, self.models.prompt
-                    facts |= train_critic(kind, rows, start, folder, config, head, prompt, seed, losses, logs=here.logs(kind))
+                    given: dict[str, Any] = {
+                        "prompt": self.models.prompt,
+                        "seed": seed,
+                        "logs": here.logs(kind),
+                        "head": self.config.head,
+                    }
+                    call = TrainCall(rows, start, folder, getattr(self.config, kind), self.config.critic_loss, **given)
+                    facts |= CRITIC_TRAINERS[kind].train(call)
             self._told(here, kind, facts)
         return self._trained(here, kind, kind)
 
@@ -302,12 +308,27 @@ class _Loop:
                 engine = (self.config.solver if loss.start == "base" else self.models).engine
                 labelled = [one.problem for one in questions if one.problem.gold is not None]
                 seed = derive_seed(self.config.seed, "policy", number) % 2**31
-                lesson = Lesson(rows, labelled, self.task, replace(models, engine=engine), seed, here.logs("policy"))
-                facts |= train_policy(loss, lesson, folder, value, self.config.policy, self.config.head)
+                call = PolicyCall(
+                    rows,
+                    engine.model,
+                    folder,
+                    self.config.policy,
+                    loss.settings,
+                    models.prompt,
+                    seed,
+                    here.logs("policy"),
+                    self.config.head,
+                    problems=labelled,
+                    task=self.task,
+                    solver=replace(models, engine=engine),
+                    value_out=value,
+                    value_start=models.critics.value,
+                )
+                facts |= train_policy(loss.method, call)
             self._told(here, "policy", facts)
         if not self._trained(here, "policy", "policy"):
             return models
-        if loss.method == "joint" and self._trained(here, "policy", "value"):
+        if loss.trainer.trains_value and self._trained(here, "policy", "value"):
             models = replace(models, critics=replace(models.critics, value=str(value)))
         return replace(models, engine=replace(models.engine, model=str(folder)))
 

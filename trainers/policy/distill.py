@@ -11,67 +11,51 @@ AlphaZero's actions are all legal moves, ours a sample of texts; both readings o
 value model's training, its weight decay the optimiser's. `trainers.data.targets` makes the rows.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from llm_mcts.errors import ConfigError
-from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
+from llm_mcts.fields import Above, Settings
+from llm_mcts.prompts import Encoder, PromptFormat
 from trainers.data.encoding import Encoded, EncodedGroup, encode_next
 from trainers.data.rows import TargetRow
-from trainers.fit.fit import TrainConfig, fit
-from trainers.fit.language_model import load_policy, token_logits
+from trainers.data.targets import distill_rows
+from trainers.fit.fit import Metrics, TrainCall
+from trainers.fit.language_model import TrainablePolicy, token_logits, train_language_model
 from trainers.fit.losses import distillation_loss, sequence_logprobs, sibling_distillation_loss
+from trainers.fit.terms import Batch
+from trainers.policy.trainer import PolicyTrainer
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(Settings, section="distill"):
     """What is learnt of a target row."""
 
     over: Literal["sum", "siblings"] = "sum"
     """sum: the probability of each step among all texts; siblings: among the steps that the search had sampled."""
-    prior_temperature: float = 1.0
-    """siblings: temperature of the softmax, above 0; the search's own (prior_temperature)."""
-
-    def __post_init__(self) -> None:
-        if self.over not in ("sum", "siblings"):
-            raise ConfigError(f"distill.over is '{self.over}'; expected sum or siblings")
-        if not 0 < self.prior_temperature < inf:
-            raise ConfigError(f"distill.prior_temperature is {self.prior_temperature}; expected above 0")
+    prior_temperature: Annotated[float, Above(0)] = 1.0
+    """siblings: temperature of the softmax; the search's own (prior_temperature)."""
 
 
-def train_distill(
-    rows: Sequence[TargetRow],
-    start: str,
-    out: Path,
-    config: TrainConfig,
-    distill: DistillConfig | None = None,
-    prompt: PromptConfig | None = None,
-    seed: int = 0,
-    logs: Path | None = None,
-) -> dict[str, float]:
-    """Train model `start` towards the rows' targets and write it to `out`, with LoRA merged.
+def train_distill(call: TrainCall) -> Metrics:
+    """Train the policy towards the rows' targets.
 
     `batch_size` counts prefixes; each is as many sequences as it has actions. One too long action leaves out its prefix. Rows
-    that tell an outcome alone are passed over.
+    with an outcome alone are skipped.
 
     Raises:
         DataError: no row fits `max_length`.
     """
-    distill = distill or DistillConfig()
-    lm = load_policy(start, config, prompt, seed)
-    encoded: list[Any] = [encode_target(row, distill, lm.fmt, lm.encode, lm.eos) for row in rows if row.actions]
+    distill = call.settings or DistillConfig()
 
-    def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    def encoded(lm: TrainablePolicy) -> list[EncodedGroup]:
+        return [encode_target(row, distill, lm.fmt, lm.encode, lm.eos) for row in call.rows if row.actions]
+
+    def batch_loss(model: Any, batch: Batch) -> Tensor:
         return target_loss(token_logits(model, batch), batch, distill)
 
-    metrics = fit(lm.model, encoded, batch_loss, lm.fitting(config), seed, None, logs)
-    lm.save(out)
-    return metrics
+    return train_language_model(call, encoded, batch_loss)
 
 
 def encode_target(row: TargetRow, distill: DistillConfig, fmt: PromptFormat, encode: Encoder, eos: int) -> EncodedGroup:
@@ -106,3 +90,6 @@ def target_loss(logits: Tensor, batch: dict[str, Tensor], distill: DistillConfig
     if distill.over == "sum":
         return distillation_loss(logprobs, targets, batch["item"])
     return sibling_distillation_loss(logprobs, mask.sum(1), targets, batch["item"], distill.prior_temperature)
+
+
+DISTILL = PolicyTrainer(train_distill, TargetRow, distill_rows, DistillConfig)

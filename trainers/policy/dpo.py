@@ -12,72 +12,56 @@ so that no second copy of the weights is held. Only what stands behind the pair'
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from math import inf
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import DataError
+from llm_mcts.fields import Above, AtLeast, Settings
 from llm_mcts.models import resolve_device
-from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
+from llm_mcts.prompts import Encoder, PromptFormat
 from trainers.data.encoding import Encoded, EncodedPair, collate, encode_next
-from trainers.data.rows import PairRow, check_row
-from trainers.fit.fit import TrainConfig, fit
-from trainers.fit.language_model import TrainablePolicy, load_policy, token_logits
+from trainers.data.preferences import preference_rows
+from trainers.data.rows import PairRow
+from trainers.fit.fit import Metrics, TrainCall, TrainConfig
+from trainers.fit.language_model import TrainablePolicy, token_logits, train_language_model
 from trainers.fit.losses import dpo_loss, sequence_logprobs
+from trainers.fit.terms import Batch
+from trainers.policy.trainer import PolicyTrainer
 
 
 @dataclass(frozen=True)
-class DPOConfig:
+class DPOConfig(Settings, section="dpo"):
     """How preferences are learnt."""
 
-    beta: float = 0.1
-    """How dearly a departure from the starting model is paid for, above 0. DPO: 0.1; Step-DPO: 0.5."""
-    nll_weight: float = 0.0
-    """Weight of the chosen side's next-token loss per token, at least 0; 0: plain DPO. Pang et al.: 1."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.beta < inf or not 0 <= self.nll_weight < inf:
-            raise ConfigError(f"dpo with beta={self.beta}, nll_weight={self.nll_weight}; expected above 0, and at least 0")
+    beta: Annotated[float, Above(0)] = 0.1
+    """The price of a departure from the starting model (the KL penalty's weight). DPO: 0.1; Step-DPO: 0.5."""
+    nll_weight: Annotated[float, AtLeast(0)] = 0.0
+    """Weight of the chosen side's next-token loss per token; 0: plain DPO. Pang et al.: 1."""
 
 
-def train_dpo(
-    rows: Sequence[PairRow],
-    start: str,
-    out: Path,
-    config: TrainConfig,
-    dpo: DPOConfig | None = None,
-    prompt: PromptConfig | None = None,
-    seed: int = 0,
-    logs: Path | None = None,
-) -> dict[str, float]:
-    """Train model `start` on the rows' preferences and write it to `out`, with LoRA merged.
-
-    `batch_size` counts pairs, each of them two sequences.
+def train_dpo(call: TrainCall) -> Metrics:
+    """Train the policy on the rows' preferences. `batch_size` counts pairs, each of them two sequences.
 
     Raises:
         DataError: no row fits `max_length`, or one side of a pair is a beginning of the other.
     """
-    dpo = dpo or DPOConfig()
-    lm = load_policy(start, config, prompt, seed)
-    config = lm.fitting(config)
-    pairs = [encode_preference(row, lm.fmt, lm.encode, lm.eos) for row in rows]
-    encoded = with_reference(pairs, lm, config)
+    dpo = call.settings or DPOConfig()
 
-    def batch_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    def encoded(lm: TrainablePolicy) -> list[EncodedPair]:
+        pairs = [encode_preference(row, lm.fmt, lm.encode, lm.eos) for row in call.rows]
+        return with_reference(pairs, lm, lm.fitting(call.config))
+
+    def batch_loss(model: Any, batch: Batch) -> Tensor:
         return preference_loss(token_logits(model, batch), batch, dpo)
 
-    metrics = fit(lm.model, encoded, batch_loss, config, seed, None, logs)
-    lm.save(out)
-    return metrics
+    return train_language_model(call, encoded, batch_loss)
 
 
 def encode_preference(row: PairRow, fmt: PromptFormat, encode: Encoder, eos: int) -> EncodedPair:
     """Both sides, of which what stands behind the steps that they share counts."""
     shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(row.chosen, row.rejected, strict=False)))
-    check_row(row)
     prefix = row.chosen[:shared]
     if shared == min(len(row.chosen), len(row.rejected)):
         raise DataError(
@@ -122,3 +106,6 @@ def preference_loss(logits: Tensor, batch: dict[str, Tensor], dpo: DPOConfig) ->
         return loss
     per_token = logprobs / batch["mask"].sum(1)
     return loss - dpo.nll_weight * per_token[::2].mean()
+
+
+DPO = PolicyTrainer(train_dpo, PairRow, preference_rows, DPOConfig)

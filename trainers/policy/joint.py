@@ -12,11 +12,8 @@ whole solution, or a prefix that the search tried once) no policy term; weight d
 """
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,28 +22,27 @@ from critics.model.heads import HeadConfig
 from critics.model.model import CriticModel, Trunk
 from llm_mcts.engines.transformers.batching import backbone_of
 from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from trainers.data.encoding import Encoded, EncodedGroup
 from trainers.data.rows import TargetRow
-from trainers.fit.fit import TrainConfig, fit, save_atomically
+from trainers.data.targets import joint_rows
+from trainers.fit.fit import Metrics, fit, last_tenth, save_atomically
 from trainers.fit.language_model import TrainablePolicy, load_policy
 from trainers.fit.losses import joint_loss
 from trainers.fit.terms import Batch
 from trainers.policy.distill import DistillConfig, encode_target, target_loss
+from trainers.policy.trainer import PolicyCall, PolicyTrainer
 
 
 @dataclass(frozen=True)
-class JointConfig:
+class JointConfig(Settings, section="joint"):
     """How the two terms are weighed, and what the policy learns."""
 
-    value_weight: float = 4.0
-    """Weight of the squared error of values, at least 0. AlphaZero: 1 for values in [-1, 1], which is 4 for ours in [0, 1]."""
+    value_weight: Annotated[float, AtLeast(0)] = 4.0
+    """Weight of the squared error of values. AlphaZero: 1 for values in [-1, 1], which is 4 for ours in [0, 1]."""
     policy: DistillConfig = field(default_factory=DistillConfig)
     """The policy's term: over all texts, or normalised over the steps that the search had sampled."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.value_weight < inf:
-            raise ConfigError(f"joint.value_weight is {self.value_weight}; expected a finite number, at least 0")
 
 
 class JointModel(nn.Module):
@@ -74,28 +70,11 @@ class JointModel(nn.Module):
         return found.logits, self.head(found.hidden_states[-1]).squeeze(-1)
 
 
-def train_joint(
-    rows: Sequence[TargetRow],
-    start: str,
-    out: Path,
-    value_out: Path,
-    config: TrainConfig,
-    joint: JointConfig | None = None,
-    head: HeadConfig | None = None,
-    prompt: PromptConfig | None = None,
-    seed: int = 0,
-    value_start: str | None = None,
-    logs: Path | None = None,
-) -> dict[str, float]:
-    """Train model `start` and a value head on it; write the policy to `out` and the head, whose trunk is `out`, to `value_out`.
+def train_joint(call: PolicyCall) -> Metrics:
+    """Train the policy and a value head on it; the policy goes to `out`, the head, whose trunk that is, to `value_out`.
 
     The head is written last, and an old one removed before the policy is replaced: where there is a head, it is the policy's.
-
-    Args:
-        config: `batch_size` counts prefixes, each as many sequences as it has actions.
-        head: of a new value model.
-        prompt: of the policy, and so of the value model; None: that of `value_start`, or the default.
-        value_start: a value model on a policy's trunk, whose head is trained on.
+    `batch_size` counts prefixes, each as many sequences as it has actions.
 
     Returns:
         `fit`'s metrics; policy_loss and value_loss, the terms of its last tenth, unweighted.
@@ -104,11 +83,12 @@ def train_joint(
         ConfigError: `value_start` is not on a policy's trunk, or was trained in another prompt format.
         DataError: no row fits `max_length`.
     """
-    joint = joint or JointConfig()
-    lm = load_policy(start, config, prompt, seed)
-    critic = _value_model(lm, head, prompt, seed, value_start)
+    joint = call.settings or JointConfig()
+    out, value_out = (call.out, call.value_out) if call.value_out else (call.out / "policy", call.out / "value")
+    lm = load_policy(call.start, call.config, call.prompt, call.seed)
+    critic = _value_model(lm, call.head, call.prompt, call.seed, call.value_start)
     fmt, critic.base = critic.prompt_format, str(out)
-    encoded: list[Any] = [encode_joint(row, joint, fmt, lm.encode, lm.eos) for row in rows]
+    encoded: list[Any] = [encode_joint(row, joint, fmt, lm.encode, lm.eos) for row in call.rows]
     terms: list[tuple[float, float]] = []
 
     def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -123,12 +103,12 @@ def train_joint(
         compared = torch.unique(batch["item"][batch["mask"].any(1)])
         return torch.tensor(len(compared)), (batch["weights"] > 0).sum()
 
-    metrics = fit(JointModel(lm.model, critic.head), encoded, batch_loss, lm.fitting(config), seed, batch_counts, logs)
+    model, config = JointModel(lm.model, critic.head), lm.fitting(call.config)
+    metrics = fit(model, encoded, batch_loss, config, call.seed, batch_counts, call.logs)
     shutil.rmtree(value_out, ignore_errors=True)
     lm.save(out)
     save_atomically(critic.save_pretrained, value_out)
-    tail = terms[-max(1, len(terms) // 10) :]
-    policy_loss, value_loss = (sum(column) / len(tail) for column in zip(*tail, strict=True))
+    policy_loss, value_loss = (last_tenth(column) for column in zip(*terms, strict=True))
     return {**metrics, "policy_loss": policy_loss, "value_loss": value_loss / (joint.value_weight or 1.0)}
 
 
@@ -179,3 +159,6 @@ def _value_model(
             f"value model {value_start} was trained with {critic.prompt_config} and prompt is {prompt}; make them the same"
         )
     return critic
+
+
+JOINT = PolicyTrainer(train_joint, TargetRow, joint_rows, JointConfig, trains_value=True)

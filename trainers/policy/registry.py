@@ -1,105 +1,99 @@
-"""How the policy is trained: one of several trainers, by name, each on rows of its own.
+"""The trainers of the policy, by name. A trainer is one file and one line of the table.
 
-    sft              imitate right solutions (behaviour cloning, rejection sampling)
-    weighted         the same, weighted by how much better than its question's mean a solution is (rows.weighted)
-    distill          the search's own policy at every prefix (AlphaZero)
-    dpo              better steps against worse ones behind the same prefix
-    policy_gradient  on-policy samples and their rewards (REINFORCE and relatives); needs no rows
-    joint            distill, and the value model on the same trunk (AlphaZero's loss)
-
-`trainers.data.critic_rows.policy_rows` makes the rows of a searched tree that each of them takes.
+sft              imitate right solutions (behaviour cloning, rejection sampling)
+weighted         the same, weighted by how much better than its question's mean a solution is (rows.weighted)
+distill          the search's own policy at every prefix (AlphaZero)
+dpo              better steps against worse ones behind the same prefix
+policy_gradient  on-policy samples and their rewards (REINFORCE and relatives); needs no rows
+joint            distill, and the value model on the same trunk (AlphaZero's loss)
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
 
-from critics.model.heads import HeadConfig
 from llm_mcts.errors import ConfigError, suggest
-from llm_mcts.settings import SolverConfig
-from llm_mcts.tasks.base import Task
-from llm_mcts.types import Problem, Usage
-from trainers.fit.fit import TrainConfig
-from trainers.policy.distill import DistillConfig, train_distill
-from trainers.policy.dpo import DPOConfig, train_dpo
-from trainers.policy.imitation import train_sft, train_weighted
-from trainers.policy.joint import JointConfig, train_joint
-from trainers.policy.policy_gradient.config import PolicyGradientConfig
-from trainers.policy.policy_gradient.train import COUNTED, train_policy_gradient
+from llm_mcts.fields import Settings
+from trainers.data.config import RowsConfig
+from trainers.data.evidence import Evidence
+from trainers.data.rows import Row
+from trainers.fit.fit import Metrics
+from trainers.policy.distill import DISTILL
+from trainers.policy.dpo import DPO
+from trainers.policy.imitation import SFT, WEIGHTED
+from trainers.policy.joint import JOINT
+from trainers.policy.policy_gradient.train import POLICY_GRADIENT
+from trainers.policy.trainer import PolicyCall, PolicyTrainer
 
-PolicyMethod = Literal["sft", "weighted", "distill", "dpo", "policy_gradient", "joint"]
+TRAINERS: dict[str, PolicyTrainer] = {
+    "sft": SFT,
+    "weighted": WEIGHTED,
+    "distill": DISTILL,
+    "dpo": DPO,
+    "policy_gradient": POLICY_GRADIENT,
+    "joint": JOINT,
+}
 
 
 @dataclass(frozen=True)
-class PolicyLossConfig:
-    """What the policy learns."""
+class PolicyLoss(Settings, section="policy_loss"):
+    """What the policy learns; each trainer that has settings has a section of its own name here."""
 
-    method: PolicyMethod = "sft"
+    method: str = "sft"
     """sft, weighted, distill, dpo, policy_gradient or joint."""
     start: Literal["last", "base"] = "last"
-    """The weights a round's training starts from. last: the policy that stands, so that rounds add up and a round needs only
+    """The weights a round's training starts from. last: the current best policy, so that rounds add up and a round needs only
     its own rows (AlphaLLM); base: the policy that the run began with, so that errors do not add up either (STaR,
     ReST-EM), for which earlier rounds' rows are needed too: raise replay.rounds, and replay.share, which limits them."""
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    """For distill; what the search's policy is taken to be stands in `rows.targets`."""
-    dpo: DPOConfig = field(default_factory=DPOConfig)
-    policy_gradient: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
-    joint: JointConfig = field(default_factory=JointConfig)
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(PolicyMethod):
-            raise ConfigError(f"policy_loss.method is '{self.method}'{suggest(self.method, get_args(PolicyMethod))}")
-        if self.start not in ("last", "base"):
-            raise ConfigError(f"policy_loss.start is '{self.start}'; expected last or base")
+        super().__post_init__()
+        if self.method not in TRAINERS:
+            raise ConfigError(f"policy_loss.method is '{self.method}'{suggest(self.method, TRAINERS)}")
+
+    @property
+    def trainer(self) -> PolicyTrainer:
+        """The method's entry in the table."""
+        return TRAINERS[self.method]
+
+    @property
+    def settings(self) -> Any:
+        """The method's own section; None where it has none."""
+        return getattr(self, self.method, None)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a round teaches its policy with."""
+def policy_loss_config() -> type[PolicyLoss]:
+    """`PolicyLoss` with a section for every trainer in the table that has settings."""
+    sections = [
+        (name, trainer.settings, field(default_factory=trainer.settings))
+        for name, trainer in TRAINERS.items()
+        if trainer.settings
+    ]
+    return make_dataclass(
+        "PolicyLossConfig",
+        sections,
+        bases=(PolicyLoss,),
+        frozen=True,
+        namespace={"__doc__": PolicyLoss.__doc__, "__module__": __name__},
+    )
 
-    rows: Sequence[Any]
-    problems: Sequence[Problem]
-    """The round's questions that have an answer."""
-    task: Task
-    models: SolverConfig
-    """The policy to start from, and what stands beside it."""
-    seed: int
-    logs: Path | None = None
+
+PolicyLossConfig: Any = policy_loss_config()
 
 
-def train_policy(
-    loss: PolicyLossConfig, lesson: Lesson, out: Path, value_out: Path, config: TrainConfig, head: HeadConfig
-) -> dict[str, Any]:
-    """Train the policy into `out`, with joint its value model into `value_out`; return the trainer's metrics, and as "usage"
-    what samples of its own have cost.
+def policy_rows(method: str, evidence: Evidence, config: RowsConfig) -> tuple[Sequence[Row], dict[str, int]]:
+    """A trainer's rows of one searched question, and how many trajectories were refused, by reason.
 
-    Without rows where the trainer needs some nothing is written, and the metrics are empty.
+    A question whose answer is not known gives rows only to those trainers that do not need it.
     """
-    rows, prompt, seed, logs = lesson.rows, lesson.models.prompt, lesson.seed, lesson.logs
-    start, value = lesson.models.engine.model, lesson.models.critics.value
-    if loss.method == "policy_gradient":
-        metrics = train_policy_gradient(
-            lesson.problems,
-            lesson.task,
-            start,
-            out,
-            config,
-            loss.policy_gradient,
-            lesson.models,
-            seed,
-            value=value if loss.policy_gradient.baseline == "value" else None,
-        )
-        usage = Usage(**{name: int(metrics.pop(name)) for name in COUNTED})
-        return {**metrics, "usage": asdict(usage)}
-    if not rows:
-        return {}
-    if loss.method == "joint":
-        return train_joint(rows, start, out, value_out, config, loss.joint, head, prompt, seed, value, logs)
-    if loss.method == "distill":
-        return train_distill(rows, start, out, config, loss.distill, prompt, seed, logs)
-    if loss.method == "dpo":
-        return train_dpo(rows, start, out, config, loss.dpo, prompt, seed, logs)
-    if loss.method == "weighted":
-        return train_weighted(rows, start, out, config, prompt, seed, logs)
-    return train_sft(rows, start, out, config, prompt, seed, logs)
+    make = TRAINERS[method].rows
+    if make is None:
+        return [], {}
+    rows, refused = make(evidence, config)
+    return rows, {reason: n for reason, n in refused.items() if n}
+
+
+def train_policy(method: str, call: PolicyCall) -> Metrics:
+    """Train the policy; nothing is written, and the metrics are empty, without rows where the trainer needs some."""
+    trainer = TRAINERS[method]
+    return {} if trainer.row and not call.rows else trainer.train(call)

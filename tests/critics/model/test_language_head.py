@@ -19,7 +19,7 @@ from llm_mcts.models import load_causal_lm
 from trainers.critic.train import train_critic
 from trainers.data.objectives import CriticLossConfig, ValueObjective
 from trainers.data.rows import SolutionRow
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import TrainCall, TrainConfig
 
 IDS = torch.tensor([[20, 30, 40, 50, 60], [61, 51, 41, 31, 21]])
 ROWS = [SolutionRow("p", f"{i} + 1?", (f"{i} + 1 = {i + 1}", f"#### {i + 1}"), float(i % 2)) for i in range(4)]
@@ -58,7 +58,7 @@ def language_logits(model: CriticModel) -> torch.Tensor:
 
 
 def train(start: Path, out: Path, config: TrainConfig = SHORT, losses: CriticLossConfig = WITH_LANGUAGE) -> Path:
-    train_critic("value", ROWS, str(start), out, config, HeadConfig(width=8), losses=losses)
+    train_critic("value", TrainCall(ROWS, str(start), out, config, losses, head=HeadConfig(width=8)))
     return out
 
 

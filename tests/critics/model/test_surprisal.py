@@ -26,7 +26,7 @@ from trainers.critic.train import train_critic
 from trainers.data.encoding import Encoded
 from trainers.data.objectives import CriticLossConfig, OutcomeObjective, StepObjective, ValueObjective
 from trainers.data.rows import PairRow, Row, SolutionRow, StepRow
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import TrainCall, TrainConfig
 
 HEAD = HeadConfig(width=8, kind="surprisal")
 QUESTION = "Ann has 5 apples and buys 3 more. How many?"
@@ -208,7 +208,7 @@ def test_a_new_step_costs_its_tokens_and_one(tiny_model: Path) -> None:
 
 
 def overfit(kind: str, rows: list[Row], base: str, out: Path, config: TrainConfig, losses: CriticLossConfig) -> CriticModel:
-    train_critic(kind, rows, base, out, config, HEAD, losses=losses)  # type: ignore[arg-type]
+    train_critic(kind, TrainCall(rows, base, out, config, losses, head=HEAD))  # type: ignore[arg-type]
     return CriticModel.from_pretrained(out)
 
 
@@ -235,7 +235,7 @@ def test_which_tokens_train_the_language_model(tiny_model: Path, tmp_path: Path,
     steps = [StepRow("p", QUESTION, RIGHT, (0.2, 0.6, 1.0)), StepRow("p", QUESTION, WRONG, (1.0, 0.6, 0.0))]
     losses = CriticLossConfig(ValueObjective(lm_weight=1.0), StepObjective(lm_weight=1.0), OutcomeObjective(lm_weight=1.0))
     for kind, rows in (("orm", ROWS), ("prm", steps), ("value", ROWS)):
-        train_critic(kind, rows, str(tiny_model), tmp_path / kind, SHORT, HEAD, losses=losses)  # type: ignore[arg-type]
+        train_critic(kind, TrainCall(rows, str(tiny_model), tmp_path / kind, SHORT, losses, head=HEAD))  # type: ignore[arg-type]
     encode = Encoder(AutoTokenizer.from_pretrained(tiny_model))
     for kind, encoded in zip(("orm", "prm", "value"), seen, strict=True):
         for row, steps_of, counts in zip(encoded, (RIGHT, WRONG), (True, kind == "value"), strict=True):
@@ -322,5 +322,5 @@ def test_a_checkpoint_without_its_language_head_is_refused(untied: Path, tmp_pat
 def test_a_language_loss_needs_solutions(objective: Callable[[], object]) -> None:
     with pytest.raises(ConfigError, match=r"lm_weight is 1\.0 with target pairwise"):
         objective()
-    with pytest.raises(ConfigError, match="lm_weight is -1; expected at least 0"):
+    with pytest.raises(ConfigError, match="lm_weight is -1; expected a number >= 0"):
         OutcomeObjective(lm_weight=-1)

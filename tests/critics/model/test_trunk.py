@@ -20,7 +20,7 @@ from llm_mcts.types import State, Step, metered
 from trainers.critic.train import train_critic
 from trainers.data.objectives import CriticLossConfig, ValueObjective
 from trainers.data.rows import SolutionRow
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import CriticTrainConfig, TrainCall, TrainConfig
 
 QUESTION = "Ann has 5 apples and buys 3 more. How many?"
 ROWS = [
@@ -34,8 +34,8 @@ STATES = [State(QUESTION, tuple(map(Step, row.steps))) for row in ROWS]
 def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A value head on the built-in model, trained to know two solutions apart."""
     out = tmp_path_factory.mktemp("trunk") / "value"
-    config = TrainConfig(epochs=150, learning_rate=1e-2, batch_size=2, trunk=True)
-    train_critic("value", ROWS, "embedded", out, config, HeadConfig(width=32))
+    config = CriticTrainConfig(epochs=150, learning_rate=1e-2, batch_size=2, trunk=True)
+    train_critic("value", TrainCall(ROWS, "embedded", out, config, head=HeadConfig(width=32)))
     return out
 
 
@@ -97,7 +97,7 @@ def test_what_contradicts_a_trunk_is_refused(head: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"on the policy's trunk with lora\.rank 4"):
         CriticModel.create("value", "embedded", lora=LoraSpec(rank=4), trunk=True)
     with pytest.raises(ConfigError, match="was trained on a trunk and trunk is false"):
-        train_critic("value", ROWS, str(head), tmp_path / "x", TrainConfig())
+        train_critic("value", TrainCall(ROWS, str(head), tmp_path / "x", TrainConfig()))
     with pytest.raises(ConfigError, match="lm_weight is above 0 with trunk"):
         losses = CriticLossConfig(value=ValueObjective(lm_weight=0.1))
-        train_critic("value", ROWS, "embedded", tmp_path / "x", TrainConfig(trunk=True), losses=losses)
+        train_critic("value", TrainCall(ROWS, "embedded", tmp_path / "x", CriticTrainConfig(trunk=True), losses))

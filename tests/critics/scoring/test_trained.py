@@ -18,8 +18,8 @@ from critics.scoring.trained import AGGREGATES, ModelCritic
 from llm_mcts.errors import ConfigError, QuestionError
 from llm_mcts.prompts import Encoder
 from llm_mcts.types import Critic, State, Step, metered
-from trainers.data.critic_rows import SolutionRow, StepRow
 from trainers.data.encoding import encode_outcome_at_end, encode_outcome_everywhere, encode_steps
+from trainers.data.rows import SolutionRow, StepRow
 
 QUESTION = "Ann has 5 apples and buys 3 more. How many apples does Ann have now?"
 LINES = ["Ann has 5 + 3 = 8 apples.", "Then Ann has 8 - 1 = 7 apples left.", "#### 8"]

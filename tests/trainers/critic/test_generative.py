@@ -33,7 +33,7 @@ from trainers.critic.generative import (
     verdict_terms,
 )
 from trainers.data.rows import SolutionRow, StepRow, VerdictRow
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import TrainCall, TrainConfig
 from trainers.labels.rationales import arithmetic_rationale, model_rationales
 
 QUESTION = "Ann has 5 apples and buys 3 more. How many?"
@@ -210,7 +210,7 @@ def test_it_learns_its_verdicts(tiny_model: Path, tmp_path: Path, rationales: in
         rows = [VerdictRow(r.problem, r.question, r.steps, r.right, arithmetic_rationale(r)) for r in rows]
     config = TrainConfig(epochs=150, learning_rate=1e-2, batch_size=4)
     genrm = GenRMConfig(verifier=VerifierConfig(rationales, 0.0, 60))
-    metrics = train_genrm(rows, str(tiny_model), tmp_path / "verifier", config, genrm)
+    metrics = train_genrm(TrainCall(rows, str(tiny_model), tmp_path / "verifier", config, genrm))
     assert metrics["rows"] == 3  # two verdicts, one solution to imitate
     critic = load_critic(tmp_path / "verifier", ("genrm",))
     states = [State(QUESTION, tuple(map(Step, row.steps))) for row in rows]
@@ -223,7 +223,7 @@ def test_it_learns_its_verdicts(tiny_model: Path, tmp_path: Path, rationales: in
 
 def test_an_adapter_on_a_shared_backbone_judges_as_it_does_alone(tiny_model: Path, tmp_path: Path) -> None:
     config = TrainConfig(epochs=3, learning_rate=1e-1, batch_size=4, lora=LoraSpec(rank=4))
-    train_genrm([RIGHT, WRONG], str(tiny_model), tmp_path / "verifier", config)
+    train_genrm(TrainCall([RIGHT, WRONG], str(tiny_model), tmp_path / "verifier", config))
     assert (tmp_path / "verifier" / "adapter_config.json").exists()
     states = [State(QUESTION, tuple(map(Step, row.steps))) for row in (RIGHT, WRONG)]
     alone = asyncio.run(load_critic(tmp_path / "verifier").score(states))
@@ -236,7 +236,7 @@ def test_an_adapter_on_a_shared_backbone_judges_as_it_does_alone(tiny_model: Pat
 
 def test_rows_that_do_not_fit_the_verifier_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no rationale and verifier\.rationales is 4"):
-        train_genrm([RIGHT], str(tiny_model), tmp_path / "v", TrainConfig(), GenRMConfig(verifier=VerifierConfig(4)))
+        train_genrm(TrainCall([RIGHT], str(tiny_model), tmp_path / "v", TrainConfig(), GenRMConfig(verifier=VerifierConfig(4))))
 
 
 def test_from_rows_to_a_verifier_by_the_command_line(

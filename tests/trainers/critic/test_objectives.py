@@ -29,8 +29,8 @@ from trainers.critic.train import hardened, outcome_targets, recipe, return_targ
 from trainers.data.encoding import IGNORE, Encoded, EncodedPair, collate, encode_pair, token_labels, with_language_labels
 from trainers.data.objectives import CriticLossConfig, OutcomeObjective, StepObjective, ValueObjective, needed_rows
 from trainers.data.rows import PairRow, Row, SolutionRow, StepRow, TreeRow
-from trainers.fit.fit import TrainConfig
-from trainers.loop.train_command import TrainJob, train_from_file
+from trainers.fit.fit import TrainCall, TrainConfig
+from trainers.loop.train_command import job_config, train_from_file
 
 
 def value(**settings: Any) -> CriticLossConfig:
@@ -84,7 +84,7 @@ SHORT = replace(FAST, epochs=1)
 
 def train(name: str, start: Path, out: Path, config: TrainConfig = FAST, head: HeadConfig | None = None) -> dict[str, float]:
     kind, losses, rows, _ = OBJECTIVES[name]
-    return train_critic(kind, rows, str(start), out, config, head or HeadConfig(width=16), losses=losses)
+    return train_critic(kind, TrainCall(rows, str(start), out, config, losses, head=head or HeadConfig(width=16)))
 
 
 @dataclass
@@ -199,7 +199,7 @@ def test_return_targets_by_hand() -> None:
 def test_a_models_own_values(tiny_model: Path, tmp_path: Path, fitted: list[Fitted]) -> None:
     """Targets from the current value model: its scores, as the search would read them, in the recursion."""
     start, config = tmp_path / "start", replace(FAST, epochs=2, batch_size=3)
-    train_critic("value", SOLUTIONS, str(tiny_model), start, config, HeadConfig(width=16))
+    train_critic("value", TrainCall(SOLUTIONS, str(tiny_model), start, config, head=HeadConfig(width=16)))
     model = CriticModel.from_pretrained(start)
     states = [State(row.question, tuple(map(Step, row.steps))) for row in SOLUTIONS]
     scores = asyncio.run(ModelCritic(model).step_scores(states))
@@ -207,7 +207,7 @@ def test_a_models_own_values(tiny_model: Path, tmp_path: Path, fitted: list[Fitt
     for row, expected in zip(found, scores, strict=True):
         assert row.q_values == pytest.approx(expected, abs=1e-5)
     losses = value(target="td_lambda", estimate="model", lam=0.0, gamma=0.5)
-    train_critic("value", SOLUTIONS, str(start), tmp_path / "next", config, losses=losses)
+    train_critic("value", TrainCall(SOLUTIONS, str(start), tmp_path / "next", config, losses))
     for encoded, (_, after_one, after_both), row in zip(fitted[1].rows, scores, SOLUTIONS, strict=True):
         labels = [label for label, counts in zip(encoded.labels, encoded.mask, strict=True) if counts]
         # lambda 0: half the next prefix's score, and the outcome at the end
@@ -216,14 +216,14 @@ def test_a_models_own_values(tiny_model: Path, tmp_path: Path, fitted: list[Fitt
 
 def test_a_shared_prefix_is_trained_on_once(tiny_model: Path, tmp_path: Path, fitted: list[Fitted]) -> None:
     first, other = TREES[1], replace(TREES[1], steps=(TREES[1].steps[0], "#### 5"), q_values=(0.5, 0.7, 0.2), visits=(9, 4, 3))
-    train_critic("value", [first, other], str(tiny_model), tmp_path / "out", SHORT, losses=value(target="tree_q"))
+    train_critic("value", TrainCall([first, other], str(tiny_model), tmp_path / "out", SHORT, value(target="tree_q")))
     assert [list(labelled(row).values()) for row in fitted[0].rows] == [pytest.approx([0.5, 0.7, 0.9]), [0.2]]
 
 
 def test_a_language_model_has_no_values(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="estimate is 'model'"):
         train_critic(
-            "value", SOLUTIONS, str(tiny_model), tmp_path / "out", FAST, losses=value(target="td_lambda", estimate="model")
+            "value", TrainCall(SOLUTIONS, str(tiny_model), tmp_path / "out", FAST, value(target="td_lambda", estimate="model"))
         )
     assert not (tmp_path / "out").exists()
 
@@ -554,21 +554,31 @@ def test_the_rows_that_an_objective_needs(kind: Kind, losses: CriticLossConfig, 
 
 
 @pytest.mark.parametrize(
+    ("row", "change", "message"),
+    [
+        (SMALL, {"label": 1.5}, r"label 1\.5 .* in \[0, 1\]"),
+        (SMALL, {"label": float("nan")}, r"label nan"),
+        (SMALL, {"label": -0.1}, r"label -0\.1"),
+        (SMALL, {"steps": ()}, "at least one"),
+        (StepRow("p", "Q", ("a",), (1.0,)), {"labels": (1.1,)}, r"label 1\.1"),
+        (StepRow("p", "Q", ("a",), (1.0,)), {"steps": ("a", "b")}, "one label a step"),
+        (SMALL_TREE, {"q_values": (0.5, 0.25, 1.2)}, r"label 1\.2"),
+        (SMALL_TREE, {"q_values": (0.5, 0.25)}, "3, one a prefix"),
+        (SMALL_TREE, {"visits": (4, 2)}, "3, one a prefix"),
+        (SMALL_TREE, {"visits": (4, 2, -1)}, "visits -1"),
+        (PairRow("p", "Q", ("a",), ("b",)), {"rejected": ()}, "at least one"),
+        (PairRow("p", "Q", ("a",), ("b",)), {"chosen": ()}, "at least one"),
+    ],
+)
+def test_a_row_refuses_what_it_cannot_hold(row: Row, change: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        replace(row, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("kind", "losses", "row", "message"),
     [
-        ("value", value(), replace(SMALL, label=1.5), r"label 1\.5 .* \[0, 1\]"),
-        ("value", value(), replace(SMALL, label=float("nan")), r"label nan"),
-        ("value", value(), replace(SMALL, steps=()), "at least one"),
-        ("orm", orm(), replace(SMALL, label=-0.1), r"label -0\.1"),
-        ("prm", prm(), StepRow("p", "Q", ("a",), (1.1,)), r"label 1\.1"),
-        ("prm", prm(), StepRow("p", "Q", ("a", "b"), (1.0,)), "one label a step"),
-        ("value", value(target="tree_q"), replace(SMALL_TREE, q_values=(0.5, 0.25, 1.2)), r"label 1\.2"),
-        ("value", value(target="tree_q"), replace(SMALL_TREE, q_values=(0.5, 0.25)), "3, one a prefix"),
-        ("value", value(target="tree_q"), replace(SMALL_TREE, visits=(4, 2)), "3, one a prefix"),
-        ("value", value(target="tree_q"), replace(SMALL_TREE, visits=(4, 2, -1)), "visits -1"),
         ("value", value(target="td_lambda"), replace(SMALL_TREE, label=None), "no outcome"),
-        ("orm", orm(target="pairwise"), PairRow("p", "Q", ("a",), ()), "at least one"),
-        ("orm", orm(target="pairwise"), PairRow("p", "Q", (), ("a",)), "at least one"),
         ("value", value(target="tree_q"), SMALL, "a SolutionRow .* expected TreeRows for value"),
         ("orm", orm(), PairRow("p", "Q", ("a",), ("b",)), "a PairRow .* expected SolutionRows for orm"),
         ("prm", prm(target="pairwise"), StepRow("p", "Q", ("a",), (1.0,)), "a StepRow .* expected PairRows for prm"),
@@ -578,7 +588,7 @@ def test_rows_that_cannot_be_trained_on_are_refused(
     kind: Kind, losses: CriticLossConfig, row: Row, message: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message):
-        train_critic(kind, [row], str(tiny_model), tmp_path / "out", FAST, losses=losses)
+        train_critic(kind, TrainCall([row], str(tiny_model), tmp_path / "out", FAST, losses))
     assert not (tmp_path / "out").exists()
 
 
@@ -595,25 +605,27 @@ TOO_LONG: dict[str, tuple[Kind, CriticLossConfig, Row, Row]] = {
 @pytest.mark.parametrize("name", TOO_LONG)
 def test_a_step_longer_than_the_context_is_left_out_and_counted(name: str, tiny_model: Path, tmp_path: Path) -> None:
     kind, losses, short, long = TOO_LONG[name]
-    found = train_critic(kind, [short, long], str(tiny_model), tmp_path / "out", TrainConfig(max_length=10_000), losses=losses)
+    found = train_critic(
+        kind, TrainCall([short, long], str(tiny_model), tmp_path / "out", TrainConfig(max_length=10_000), losses)
+    )
     assert (found["rows"], found["left_out"]) == (1, 1)
     with pytest.raises(DataError, match="none of 1 rows"):
-        train_critic(kind, [long], str(tiny_model), tmp_path / "none", TrainConfig(max_length=10_000), losses=losses)
+        train_critic(kind, TrainCall([long], str(tiny_model), tmp_path / "none", TrainConfig(max_length=10_000), losses))
 
 
 def test_a_models_values_leave_out_what_is_too_long(tiny_model: Path, tmp_path: Path) -> None:
-    train_critic("value", SOLUTIONS, str(tiny_model), tmp_path / "start", SHORT)
+    train_critic("value", TrainCall(SOLUTIONS, str(tiny_model), tmp_path / "start", SHORT))
     rows = [*SOLUTIONS[:3], replace(SOLUTIONS[3], steps=(ENDLESS, "#### 3"))]
     losses = value(target="td_lambda", estimate="model")
-    found = train_critic("value", rows, str(tmp_path / "start"), tmp_path / "out", SHORT, losses=losses)
+    found = train_critic("value", TrainCall(rows, str(tmp_path / "start"), tmp_path / "out", SHORT, losses))
     assert (found["rows"], found["left_out"]) == (3, 1)
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    train_critic("orm", SOLUTIONS, str(tiny_model), tmp_path / "orm", SHORT)
+    train_critic("orm", TrainCall(SOLUTIONS, str(tiny_model), tmp_path / "orm", SHORT))
     for kind, losses, rows in (("value", value(target="tree_q"), TREES), ("prm", prm(target="pairwise"), PAIRS)):
         with pytest.raises(ModelError, match=f"kind 'orm'; expected '{kind}'"):
-            train_critic(kind, rows, str(tmp_path / "orm"), tmp_path / "out", FAST, losses=losses)  # type: ignore[arg-type]
+            train_critic(kind, TrainCall(rows, str(tmp_path / "orm"), tmp_path / "out", FAST, losses))  # type: ignore[arg-type]
 
 
 # Configuration
@@ -629,7 +641,7 @@ def test_the_defaults_are_what_was_before() -> None:
 @pytest.mark.parametrize(
     ("of", "settings", "message"),
     [
-        (ValueObjective, {"target": "q"}, r"critic_loss\.value\.target is 'q'; expected one of token"),
+        (ValueObjective, {"target": "q"}, r"critic_loss\.value\.target is 'q'; expected one of prefix"),
         (ValueObjective, {"loss": "l1"}, r"value\.loss is 'l1'"),
         (ValueObjective, {"estimate": "oracle"}, r"value\.estimate"),
         (ValueObjective, {"gamma": 1.1}, r"value\.gamma is 1\.1"),
@@ -658,19 +670,19 @@ def test_objectives_are_set_by_dotted_names(tiny_model: Path, tmp_path: Path) ->
         "critic_loss.orm.loss": "mse",
         "head.kind": "ovm",
     }
-    job = load_config(TrainJob, None, settings)
+    job = load_config(job_config("orm"), None, settings)
     assert job.critic_loss.value == ValueObjective(target="prefix", prefixes=2)
     assert job.critic_loss.prm.threshold == 0.5
     assert job.critic_loss.orm.loss == "mse"
     assert job.head.kind == "ovm"
     with pytest.raises(ConfigError, match="lam"):
-        load_config(TrainJob, None, {"critic_loss.value.lamda": 0.5})
+        load_config(job_config("value"), None, {"critic_loss.value.lamda": 0.5})
 
 
 def test_a_file_of_other_rows_is_refused_by_line(tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"question": "Q", "chosen": ["a"], "rejected": ["b"]}\n{"question": "Q", "steps": ["a"], "label": 1}\n')
-    job = TrainJob(str(tiny_model), critic_loss=orm(target="pairwise"))
+    job = job_config("orm")(str(tiny_model), critic_loss=orm(target="pairwise"))
     with pytest.raises(DataError, match=r"rows\.jsonl:2: a SolutionRow; expected rows for orm \(PairRow\)"):
         train_from_file("orm", file, tmp_path / "out", job)
     file.write_text('{"question": "Q", "chosen": ["a"], "rejected": ["b"]}\n')
@@ -684,8 +696,8 @@ def test_pickled_weights_are_refused_as_a_start(tiny_model: Path, tmp_path: Path
     (start / "model.safetensors").unlink()
     for losses in (value(target="prefix"), value(lm_weight=1.0)):
         with pytest.raises(ModelError, match=r"no weights \(\*\.safetensors\)"):
-            train_critic("value", SOLUTIONS, str(start), tmp_path / "out", FAST, losses=losses)
-    train_critic("value", SOLUTIONS, str(tiny_model), tmp_path / "critic", SHORT)
+            train_critic("value", TrainCall(SOLUTIONS, str(start), tmp_path / "out", FAST, losses))
+    train_critic("value", TrainCall(SOLUTIONS, str(tiny_model), tmp_path / "critic", SHORT))
     (tmp_path / "critic" / "model.safetensors").rename(tmp_path / "critic" / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no weights \(\*\.safetensors\)"):
-        train_critic("value", SOLUTIONS, str(tmp_path / "critic"), tmp_path / "out", FAST)
+        train_critic("value", TrainCall(SOLUTIONS, str(tmp_path / "critic"), tmp_path / "out", FAST))

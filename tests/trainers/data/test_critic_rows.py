@@ -16,7 +16,11 @@ from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.tasks.base import AnswerTask
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Problem, Step
-from trainers.data.critic_rows import RowsConfig, SolutionRow, StepRow, row_from_dict, row_to_dict, rows_from_tree
+from trainers.data.config import RowsConfig
+from trainers.data.critic_rows import critic_rows
+from trainers.data.evidence import Evidence
+from trainers.data.rows import SolutionRow, StepRow, row_from_dict, row_to_dict
+from trainers.policy.registry import policy_rows
 
 
 class Task(AnswerTask):
@@ -62,7 +66,8 @@ def tree() -> Tree:
 
 
 def rows(tree: Tree, **config: float) -> dict[str, list[SolutionRow | StepRow]]:
-    found = rows_from_tree(tree, PROBLEM, Task(), RowsConfig(**config))  # type: ignore[arg-type]
+    evidence, settings = Evidence.of(tree, PROBLEM, Task()), RowsConfig(**config)  # type: ignore[arg-type]
+    found = {"sft": policy_rows("sft", evidence, settings)[0], **critic_rows(evidence, settings)}
     return {name: list(those) for name, those in found.items()}
 
 
@@ -141,8 +146,9 @@ def test_unscored_solutions_come_last(tree: Tree) -> None:
 
 def test_wrong_solutions_are_never_imitated(tree: Tree) -> None:
     wrong = Problem("p1", "How many?", "80")
-    found = rows_from_tree(tree, wrong, Task(), RowsConfig())
-    assert found["sft"] == []
+    evidence = Evidence.of(tree, wrong, Task())
+    found = critic_rows(evidence, RowsConfig())
+    assert policy_rows("sft", evidence, RowsConfig())[0] == []
     assert [row.label for row in found["orm"] if isinstance(row, SolutionRow)] == [0.0, 0.0, 0.0]
     assert {x for row in found["prm"] if isinstance(row, StepRow) for x in row.labels} == {0.0}
 
@@ -257,5 +263,5 @@ def test_rows_of_the_wrong_types_are_named(data: dict[str, object]) -> None:
 def test_configurations_out_of_range() -> None:
     for bad in ({"sft_per_question": 0}, {"critic_per_question": 1}, {"min_score": 1.1}, {"min_score": -0.1}):
         [(name, value)] = bad.items()
-        with pytest.raises(ConfigError, match=f"{name}={value}"):
+        with pytest.raises(ConfigError, match=f"rows.{name} is {value}; expected a"):
             RowsConfig(**bad)  # type: ignore[arg-type]

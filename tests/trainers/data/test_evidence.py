@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from llm_mcts.tasks.base import AnswerTask
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Problem, Step
-from trainers.data.critic_rows import RowsConfig, rows_from_tree
-from trainers.data.evidence import distance, each_node_once, outcome_pairs, twins_first
+from trainers.data.config import RowsConfig
+from trainers.data.critic_rows import critic_rows, distance, each_node_once, outcome_pairs, twins_first
+from trainers.data.evidence import Evidence
 from trainers.data.objectives import CriticLossConfig, OutcomeObjective, StepObjective, ValueObjective
 from trainers.data.rows import PairRow, Row, SolutionRow, TreeRow, row_from_dict, row_to_dict
 
@@ -58,7 +59,7 @@ def tree() -> Tree:
 
 
 def rows(tree: Tree, kind: str, losses: CriticLossConfig, **config: object) -> list[Row]:
-    return list(rows_from_tree(tree, PROBLEM, Task(), RowsConfig(**config), losses)[kind])  # type: ignore[arg-type]
+    return list(critic_rows(Evidence.of(tree, PROBLEM, Task()), RowsConfig(**config), losses)[kind])  # type: ignore[arg-type]
 
 
 TREE_Q = CriticLossConfig(value=ValueObjective(target="tree_q"))
@@ -69,12 +70,13 @@ PAIRS = CriticLossConfig(orm=OutcomeObjective(target="pairwise"))
 
 def test_tree_q_rows_are_the_paths_to_visited_leaves(tree: Tree) -> None:
     found = {row.steps: row for row in rows(tree, "value", TREE_Q) if isinstance(row, TreeRow)}
-    assert found == {
+    assert {(row.problem, row.question, row.label) for row in found.values()} == {("p1", "How many?", None)}
+    assert {steps: (row.q_values, row.visits) for steps, row in found.items()} == {
         # Q: 6 / 10, 4.5 / 6, 2.7 / 3
-        ("a", "#### 8"): TreeRow("p1", "How many?", ("a", "#### 8"), (0.6, 0.75, pytest.approx(0.9)), (10, 6, 3)),
-        ("a", "b", "#### 7"): TreeRow("p1", "How many?", ("a", "b", "#### 7"), (0.6, 0.75, 0.5, 0.4), (10, 6, 2, 1)),
-        ("c", "#### 9"): TreeRow("p1", "How many?", ("c", "#### 9"), (0.6, pytest.approx(0.3), 0.2), (10, 3, 2)),
-        ("d",): TreeRow("p1", "How many?", ("d",), (0.6, 0.1), (10, 1)),
+        ("a", "#### 8"): ((0.6, 0.75, pytest.approx(0.9)), (10, 6, 3)),
+        ("a", "b", "#### 7"): ((0.6, 0.75, 0.5, 0.4), (10, 6, 2, 1)),
+        ("c", "#### 9"): ((0.6, pytest.approx(0.3), 0.2), (10, 3, 2)),
+        ("d",): ((0.6, 0.1), (10, 1)),
     }
 
 
@@ -230,9 +232,9 @@ def test_orm_pairs_are_of_the_kept_solutions(tree: Tree) -> None:
 
 
 def test_other_critics_rows_stay_as_they_are(tree: Tree) -> None:
-    plain = rows_from_tree(tree, PROBLEM, Task(), RowsConfig())
+    plain = critic_rows(Evidence.of(tree, PROBLEM, Task()), RowsConfig())
     for losses, changed in ((TREE_Q, "value"), (TD, "value"), (PPM, "prm"), (PAIRS, "orm")):
-        found = rows_from_tree(tree, PROBLEM, Task(), RowsConfig(), losses)
+        found = critic_rows(Evidence.of(tree, PROBLEM, Task()), RowsConfig(), losses)
         assert {name for name in found if found[name] != plain[name]} == {changed}
 
 

@@ -11,9 +11,11 @@ from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.tasks.base import AnswerTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, Step
-from trainers.data.critic_rows import PolicyMethod, RowsConfig, policy_rows, rows_from_tree
-from trainers.data.imitation import SelectionConfig, WeightedConfig, equations
+from trainers.data.config import RowsConfig, SelectionConfig, WeightedConfig
+from trainers.data.evidence import Evidence
+from trainers.data.imitation import equations
 from trainers.data.rows import SolutionRow, row_from_dict, row_to_dict
+from trainers.policy.registry import policy_rows
 
 PROBLEM = Problem("p1", "How many?", "8")
 
@@ -39,8 +41,8 @@ def tree_of(*found: Found) -> Tree:
     return tree
 
 
-def chosen(tree: Tree, method: PolicyMethod = "sft", **config: Any) -> tuple[list[str], dict[str, int]]:
-    rows, refused = policy_rows(tree, PROBLEM, Task(), RowsConfig(**config), method)
+def chosen(tree: Tree, method: str = "sft", **config: Any) -> tuple[list[str], dict[str, int]]:
+    rows, refused = policy_rows(method, Evidence.of(tree, PROBLEM, Task()), RowsConfig(**config))
     return ["|".join(row.steps) for row in rows if isinstance(row, SolutionRow)], refused
 
 
@@ -63,12 +65,6 @@ def test_plain_rejection_sampling() -> None:
     kept, refused = chosen(tree_of(*MIXED), sft_per_question=1, min_score=0.75)
     assert kept == ["2 * 4 = 8|#### 8"]
     assert refused == {"wrong": 2, "repeated": 1, "no answer": 1, "low score": 1, "over the limit": 1}
-
-
-def test_the_loops_rows_are_those_of_plain_selection() -> None:
-    for config in (RowsConfig(), RowsConfig(sft_per_question=2, min_score=0.75)):
-        rows, _ = policy_rows(tree_of(*MIXED), PROBLEM, Task(), config, "sft")
-        assert rows == rows_from_tree(tree_of(*MIXED), PROBLEM, Task(), config)["sft"]
 
 
 def test_equal_arithmetic_counts_once() -> None:
@@ -155,7 +151,7 @@ def test_every_solution_is_kept_or_refused_once(
     config = RowsConfig(
         sft_per_question=2, min_score=0.3, selection=selection, weighted=WeightedConfig(wrong=wrong, score=score)
     )
-    rows, refused = policy_rows(tree_of(*found), PROBLEM, Task(), config, method)
+    rows, refused = policy_rows(method, Evidence.of(tree_of(*found), PROBLEM, Task()), config)
     assert len(rows) + sum(refused.values()) == len(found)
     assert all(n > 0 for n in refused.values())
 
@@ -165,7 +161,7 @@ def test_every_solution_is_kept_or_refused_once(
 
 def weights(tree: Tree, **config: Any) -> tuple[dict[str, tuple[float, float]], dict[str, int]]:
     """Text -> (label, weight)."""
-    rows, refused = policy_rows(tree, PROBLEM, Task(), RowsConfig(weighted=WeightedConfig(**config)), "weighted")
+    rows, refused = policy_rows("weighted", Evidence.of(tree, PROBLEM, Task()), RowsConfig(weighted=WeightedConfig(**config)))
     assert all(isinstance(row, SolutionRow) for row in rows)
     return {"|".join(row.steps): (row.label, row.weight) for row in rows if isinstance(row, SolutionRow)}, refused
 
@@ -202,10 +198,10 @@ def test_a_vote_is_no_critic() -> None:
     config = RowsConfig(sft_per_question=3, min_score=0.95, weighted=WeightedConfig(score="critic"))
     tree = tree_of(*MIXED)
     tree.scored_by = "agreement"
-    rows, refused = policy_rows(tree, PROBLEM, Task(), config, "sft")
+    rows, refused = policy_rows("sft", Evidence.of(tree, PROBLEM, Task()), config)
     kept = ["|".join(row.steps) for row in rows if isinstance(row, SolutionRow)]
     assert kept == ["2 * 4 = 8|#### 8", "4 + 4 = 8|#### 8", "so it is 8|#### 8"] and "low score" not in refused
-    rows, refused = policy_rows(tree, PROBLEM, Task(), config, "weighted")
+    rows, refused = policy_rows("weighted", Evidence.of(tree, PROBLEM, Task()), config)
     assert not rows and refused["unscored"] == 3
 
 
@@ -226,8 +222,8 @@ def test_the_smallest_weight_is_above_0() -> None:
 
 def test_weights_in_json() -> None:
     plain, heavy = SolutionRow("p", "q", ("a",)), SolutionRow("p", "q", ("a",), 1.0, 2.5)
-    assert row_to_dict(plain) == {"problem": "p", "question": "q", "steps": ("a",), "label": 1.0}
-    assert row_to_dict(heavy) == {"problem": "p", "question": "q", "steps": ("a",), "label": 1.0, "weight": 2.5}
+    assert row_to_dict(plain) == {"version": 1, "problem": "p", "question": "q", "steps": ("a",), "label": 1.0}
+    assert row_to_dict(heavy) == {**row_to_dict(plain), "weight": 2.5}
     assert [row_from_dict(row_to_dict(row)) for row in (plain, heavy)] == [plain, heavy]
     for weight in (0, -1.0, float("nan"), float("inf"), "1", True):
         with pytest.raises(DataError, match="with weight"):
@@ -236,7 +232,7 @@ def test_weights_in_json() -> None:
 
 def test_a_question_without_an_answer_gives_none() -> None:
     for method in ("sft", "weighted", "dpo"):
-        found = policy_rows(tree_of(*MIXED), Problem("p", "How many?"), Task(), RowsConfig(), method)  # type: ignore[arg-type]
+        found = policy_rows(method, Evidence.of(tree_of(*MIXED), Problem("p", "How many?"), Task()), RowsConfig())  # type: ignore[arg-type]
         assert found == ([], {"no gold answer": 1})
 
 

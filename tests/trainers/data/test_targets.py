@@ -20,9 +20,12 @@ from llm_mcts.search.gumbel import improved_policy
 from llm_mcts.tasks.base import AnswerTask
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Problem, Step
-from trainers.data.critic_rows import RowsConfig, policy_rows
+from trainers.data.config import PreferenceConfig, RowsConfig, TargetConfig
+from trainers.data.evidence import Evidence
+from trainers.data.preferences import policy_pairs
 from trainers.data.rows import PairRow, TargetRow, row_from_dict, row_to_dict
-from trainers.data.targets import PreferenceConfig, TargetConfig, policy_pairs, target_rows
+from trainers.data.targets import target_rows
+from trainers.policy.registry import policy_rows
 
 PROBLEM = Problem("p1", "How many?", "8")
 
@@ -63,9 +66,9 @@ def tree() -> Tree:
 
 
 def targets(tree: Tree, problem: Problem = PROBLEM, **config: Any) -> tuple[list[TargetRow], dict[str, int]]:
-    rows, refused = policy_rows(tree, problem, Task(), RowsConfig(targets=TargetConfig(**config)), "distill")
-    assert rows == target_rows(tree, problem, Task(), TargetConfig(**config))[0]
-    joint, of_joint = policy_rows(tree, problem, Task(), RowsConfig(targets=TargetConfig(**config)), "joint")
+    rows, refused = policy_rows("distill", Evidence.of(tree, problem, Task()), RowsConfig(targets=TargetConfig(**config)))
+    assert rows == target_rows(Evidence.of(tree, problem, Task()), TargetConfig(**config))[0]
+    joint, of_joint = policy_rows("joint", Evidence.of(tree, problem, Task()), RowsConfig(targets=TargetConfig(**config)))
     assert ([row for row in joint if row.actions], of_joint) == (rows, refused)  # type: ignore[union-attr]
     return list(rows), refused  # type: ignore[arg-type]
 
@@ -108,18 +111,18 @@ def test_a_value_model_sees_lost_prefixes_and_whole_solutions_too(tree: Tree) ->
         ("d",): 1.0,
         ("d", "#### 8"): 1.0,
     }
-    rows, _ = target_rows(tree, PROBLEM, Task(), TargetConfig(min_outcome=0.01), outcomes=16)
+    rows, _ = target_rows(Evidence.of(tree, PROBLEM, Task()), TargetConfig(min_outcome=0.01), outcomes=16)
     alone = [row for row in rows if not row.actions]
     assert [row.steps for row in rows if row.actions] == [(), ("a",)]
     assert {row.steps: row.outcome for row in alone} == known and len(alone) == len(known)
     assert all(row_from_dict(row_to_dict(row)) == row for row in alone)
     # What the policy does not learn from, because nothing below it was right, the value model does.
-    hard, refused = target_rows(tree, PROBLEM, Task(), TargetConfig(min_outcome=0.9), outcomes=16)
+    hard, refused = target_rows(Evidence.of(tree, PROBLEM, Task()), TargetConfig(min_outcome=0.9), outcomes=16)
     assert refused["low outcome"] == 2
     assert {row.steps: row.outcome for row in hard} == {**known, (): 0.5, ("a",): 0.5}
-    few, _ = target_rows(tree, PROBLEM, Task(), TargetConfig(), outcomes=3)
+    few, _ = target_rows(Evidence.of(tree, PROBLEM, Task()), TargetConfig(), outcomes=3)
     assert len(few) == 2 + 3
-    assert few == target_rows(tree, PROBLEM, Task(), TargetConfig(), outcomes=3)[0]
+    assert few == target_rows(Evidence.of(tree, PROBLEM, Task()), TargetConfig(), outcomes=3)[0]
 
 
 def test_a_low_temperature_sharpens_visits(tree: Tree) -> None:
@@ -215,8 +218,11 @@ def test_without_a_known_answer_the_search_alone_speaks(tree: Tree) -> None:
         assert refused == {"one step alone": 2}
     for config in (TargetConfig("outcome"), TargetConfig(min_outcome=0.1)):
         with pytest.raises(DataError, match="not known"):
-            target_rows(tree, unknown, Task(), config)
-        assert policy_rows(tree, unknown, Task(), RowsConfig(targets=config), "distill") == ([], {"no gold answer": 1})
+            target_rows(Evidence.of(tree, unknown, Task()), config)
+        assert policy_rows("distill", Evidence.of(tree, unknown, Task()), RowsConfig(targets=config)) == (
+            [],
+            {"no gold answer": 1},
+        )
 
 
 @pytest.mark.parametrize("target", ["visits", "gumbel", "outcome"])
@@ -234,7 +240,7 @@ def test_rows_through_json(target: Any, tree: Tree) -> None:
 def pairs(tree: Tree, **config: Any) -> tuple[list[tuple[tuple[str, ...], tuple[str, ...]]], dict[str, int]]:
     limit = config.pop("limit", 16)
     settings = RowsConfig(pairs_per_question=limit, preferences=PreferenceConfig(**config))
-    rows, refused = policy_rows(tree, PROBLEM, Task(), settings, "dpo")
+    rows, refused = policy_rows("dpo", Evidence.of(tree, PROBLEM, Task()), settings)
     return [(row.chosen, row.rejected) for row in rows if isinstance(row, PairRow)], refused
 
 
@@ -284,7 +290,7 @@ def test_no_side_begins_with_the_other(tree: Tree) -> None:
 
 
 def test_policy_pairs_by_default_go_by_outcome(tree: Tree) -> None:
-    rows, _ = policy_pairs(tree, PROBLEM, Task(), 16)
+    rows, _ = policy_pairs(Evidence.of(tree, PROBLEM, Task()), 16)
     assert [(row.chosen, row.rejected) for row in rows] == pairs(tree)[0]
 
 

@@ -69,12 +69,13 @@ def arguments(name: str, folder: Path, model: Path, batch: int, accumulation: in
     common = {
         "--out": folder / name,
         "--start": model,
-        "--head.width": 8,
         "--train.learning_rate": 1e-4,
         "--train.batch_size": batch,
         "--train.accumulation": accumulation,
         "--train.log_every": 1,
     }
+    if kind in ("value", "prm", "orm", "joint"):
+        common["--head.width"] = 8
     return ["train", kind, str(file), *settings, *(str(word) for pair in common.items() for word in pair), "--json"]
 
 

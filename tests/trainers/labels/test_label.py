@@ -17,7 +17,7 @@ from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.arith import ArithTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import State, Step, meter
-from trainers.data.critic_rows import RowsConfig
+from trainers.data.config import RowsConfig
 from trainers.data.rows import SolutionRow
 from trainers.labels.command import LabelConfig, label, summary
 from trainers.labels.step_labels import OmegaConfig

@@ -11,7 +11,7 @@ from llm_mcts.tasks.arith import ArithTask, distinct, stream
 from llm_mcts.types import Problem, State, Step
 from scripts.step_labels import faulty, faulty_solutions
 from tests.search_cases import run, solution
-from trainers.data.critic_rows import StepRow
+from trainers.data.rows import StepRow
 from trainers.labels.step_labels import (
     Labeller,
     Measured,

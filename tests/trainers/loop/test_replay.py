@@ -8,6 +8,7 @@ from llm_mcts.errors import ConfigError
 from llm_mcts.tasks import get_task
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, State, Step
+from trainers.data.evidence import Evidence
 from trainers.loop.replay import ReplayConfig, pass_rates, replayed, trajectories
 from trainers.questions.curriculum import PassRate
 
@@ -43,7 +44,7 @@ def test_without_fresh_rows_there_are_no_old_ones() -> None:
 
 @pytest.mark.parametrize("values", [{"rounds": -1}, {"share": 1.0}, {"share": -0.1}])
 def test_settings_out_of_range(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="replay with"):
+    with pytest.raises(ConfigError, match=rf"replay.{next(iter(values))} is .*; expected a"):
         ReplayConfig(**values)
 
 
@@ -56,7 +57,7 @@ def test_every_solution_found_with_where_it_came_from() -> None:
     wrong = State(problem.question, (Step("first"), Step("#### 4", terminal=True, answer="4")))
     unfinished = State(problem.question, (Step("first"), Step("second", terminal=True)))
     tree.rollouts += [(tree.root.children[1], wrong, 0.25), (tree.root.children[1], unfinished, None)]
-    found = trajectories(tree, problem, get_task("arith"), round=2, policy="models/p", source="train")
+    found = trajectories(Evidence.of(tree, problem, get_task("arith")), round=2, policy="models/p", source="train")
     assert [(t.steps, t.right) for t in found] == [
         (("#### 3",), True),
         (("first", "#### 4"), False),
@@ -70,9 +71,9 @@ def test_without_critics_no_solution_has_a_score() -> None:
     tree = Tree("2 + 2?")
     tree.rollouts.append((tree.root, tree.state(tree.root).then(Step("#### 4", terminal=True, answer="4")), 0.5))
     problem, task = Problem("p", "2 + 2?", "4"), get_task("arith")
-    assert [one.score for one in trajectories(tree, problem, task, 1, "m", "train")] == [0.5]
+    assert [one.score for one in trajectories(Evidence.of(tree, problem, task), 1, "m", "train")] == [0.5]
     tree.scored_by = "agreement"
-    assert [one.score for one in trajectories(tree, problem, task, 1, "m", "train")] == [None]
+    assert [one.score for one in trajectories(Evidence.of(tree, problem, task), 1, "m", "train")] == [None]
 
 
 def test_the_latest_round_tells_a_questions_pass_rate() -> None:

@@ -26,10 +26,11 @@ from llm_mcts.types import State, Step
 from trainers.critic.train import train_critic
 from trainers.data.encoding import EncodedGroup, collate
 from trainers.data.rows import SolutionRow, TargetRow, row_to_dict
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import TrainCall, TrainConfig
 from trainers.fit.losses import joint_loss
 from trainers.policy.distill import DistillConfig
 from trainers.policy.joint import JointConfig, encode_joint, train_joint
+from trainers.policy.trainer import PolicyCall
 
 HEAD = HeadConfig(width=16)
 SIBLINGS = JointConfig(policy=DistillConfig(over="siblings"))
@@ -45,7 +46,7 @@ ROWS = [
 def train(
     out: Path, start: Path, joint: JointConfig | None = None, config: TrainConfig = FAST, rows: Any = ROWS, **how: Any
 ) -> Any:
-    return train_joint(rows, str(start), out / "policy", out / "value", config, joint, HEAD, **how)
+    return train_joint(PolicyCall(rows, str(start), out / "policy", config, joint, value_out=out / "value", head=HEAD, **how))
 
 
 @dataclass
@@ -316,7 +317,7 @@ def test_value_models_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"shots=2.*make them the same"):
         train(tmp_path / "x", tiny_model, value_start=str(tmp_path / "one" / "value"), prompt=PromptConfig(shots=2))
     rows = [SolutionRow("p", "1 + 2?", ("#### 3",), 1.0)]
-    train_critic("value", rows, str(tiny_model), tmp_path / "own", short, HEAD)
+    train_critic("value", TrainCall(rows, str(tiny_model), tmp_path / "own", short, head=HEAD))
     with pytest.raises(ConfigError, match="a backbone of its own"):
         train(tmp_path / "x", tiny_model, value_start=str(tmp_path / "own"))
     with pytest.raises(ConfigError, match=r"value_weight is -1\.0"):

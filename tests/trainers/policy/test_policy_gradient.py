@@ -25,18 +25,18 @@ from llm_mcts.errors import ConfigError, DataError, ModelError
 from llm_mcts.models import EMBEDDED, model_folder
 from llm_mcts.policy import PolicyConfig, Written
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
-from llm_mcts.runs.progress import Reporter
 from llm_mcts.settings import SolverConfig
 from llm_mcts.types import Problem, State, Step
 from trainers.critic.train import train_critic
 from trainers.data.encoding import Encoded, collate
 from trainers.data.rows import SolutionRow
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import TrainCall, TrainConfig
 from trainers.fit.losses import policy_gradient_loss, token_logprobs
 from trainers.policy.policy_gradient.config import PolicyGradientConfig
 from trainers.policy.policy_gradient.sampler import Sample, Sampler, encode_sample
 from trainers.policy.policy_gradient.train import compared, questions_of, train_policy_gradient
 from trainers.policy.policy_gradient.update import PolicyUpdate
+from trainers.policy.trainer import PolicyCall
 
 QUESTION = "Ben has 7 coins. Then Ben doubles them. Ben gives 3 to each of 2 friends. How many coins does Ben have now?"
 PROBLEMS = [Problem("p0", QUESTION, "2"), Problem("p1", "Mia has 3 boxes with 4 shells each. How many?", "13")]
@@ -65,8 +65,8 @@ SAME_ANSWER = Rewards(lambda text: text.endswith("#### 2"))
 
 
 def train(out: Path, task: Rewards = SOME, pg: PolicyGradientConfig = SMALL, config: TrainConfig = BATCH, **how: Any) -> Any:
-    arguments = {"start": EMBEDDED, "solver": SHORT, "problems": PROBLEMS, "seed": 0, **how}
-    return train_policy_gradient(task=task, out=out, config=config, pg=pg, **arguments)
+    given = {"start": EMBEDDED, "solver": SHORT, "problems": PROBLEMS, **how}
+    return train_policy_gradient(PolicyCall([], out=out, config=config, settings=pg, task=task, **given))
 
 
 def weights(folder: Path | str) -> dict[str, Tensor]:
@@ -97,8 +97,8 @@ def test_every_parameter_moves(tmp_path: Path) -> None:
     assert moved(tmp_path / "out") == set(weights(EMBEDDED))
     assert metrics["rows"] == 2 * 2 * 4
     assert metrics["steps"] == 2
-    assert metrics["generated_tokens"] <= 2 * 2 * 4 * 40
-    assert metrics["lm_calls"] == 4
+    assert metrics["usage"]["generated_tokens"] <= 2 * 2 * 4 * 40
+    assert metrics["usage"]["lm_calls"] == 4
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -211,9 +211,8 @@ def test_engines_that_read_from_disk_give_the_same_policy(
     monkeypatch.setattr(kind, "read", [])
     monkeypatch.setitem(llm_mcts.engines.ENGINES, "vllm", f"{__name__}:{kind.__name__}")
     on_disk = replace(SHORT, engine=EngineConfig(name="vllm"))
-    train(tmp_path / "disk", solver=on_disk, scratch=tmp_path / "scratch")
+    train(tmp_path / "disk", solver=on_disk)
     assert [Path(folder).name for folder in kind.read] == ["policy_1", "policy_2"]
-    assert list((tmp_path / "scratch").iterdir()) == []
     memory, disk = weights(tmp_path / "memory"), weights(tmp_path / "disk")
     assert all(torch.equal(memory[name], disk[name]) for name in memory)
 
@@ -276,7 +275,7 @@ def test_what_is_no_number_is_not_saved(tiny_model: Path, tmp_path: Path) -> Non
         hot.learn(ROWS, len(ROWS), 0)
     update = update_of(EMBEDDED)
     next(iter(update.policy.model.parameters())).data[0] = torch.nan
-    with pytest.raises(ModelError, match="holds what is no number"):
+    with pytest.raises(ModelError, match="is NaN or infinite"):
         update.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -394,9 +393,9 @@ def test_normalised_by_the_standard_deviation() -> None:
 
 def test_training_with_a_value_model(tiny_model: Path, tmp_path: Path) -> None:
     rows = [SolutionRow("p", QUESTION, ("2 + 3 = 5", "#### 5"), label) for label in (1.0, 0.0)]
-    train_critic("value", rows, str(tiny_model), tmp_path / "value", TrainConfig())
+    train_critic("value", TrainCall(rows, str(tiny_model), tmp_path / "value", TrainConfig()))
     pg = replace(SMALL, baseline="value", samples_per_question=1, iterations=1)
-    found = train(tmp_path / "out", pg=pg, value=str(tmp_path / "value"))
+    found = train(tmp_path / "out", pg=pg, value_start=str(tmp_path / "value"))
     assert found["rows"] == 2
     assert moved(tmp_path / "out") == set(weights(EMBEDDED))  # also where no sample is right: V is above 0
 
@@ -524,25 +523,18 @@ def test_a_crash_leaves_no_checkpoint(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_tells_how_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(tmp_path / "out", reporter=Reporter())
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("policy gradient")]
-    assert [line.split(":")[0] for line in told] == ["policy gradient 1/2", "policy gradient 2/2"]
-    assert "reward 0." in told[0]
-
-
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"iterations": 0}, "iterations=0"),
+        ({"iterations": 0}, "iterations is 0; expected a whole number >= 1"),
         ({"samples_per_question": 1}, "samples_per_question is 1 with baseline leave_one_out"),
         ({"samples_per_question": 1, "baseline": "none", "normalise_advantage": "question"}, "samples_per_question is 1"),
-        ({"temperature": 0.0}, "temperature=0.0"),
-        ({"kl_weight": -1.0}, r"kl_weight=-1\.0"),
-        ({"ppo_clip": 1.0}, r"ppo_clip=1\.0"),
+        ({"temperature": 0.0}, r"temperature is 0\.0; expected a number > 0"),
+        ({"kl_weight": -1.0}, r"kl_weight is -1\.0"),
+        ({"ppo_clip": 1.0}, r"ppo_clip is 1\.0; expected a number in \[0, 1\)"),
         ({"ppo_epochs": 2}, "ppo_epochs is 2 with ppo_clip 0"),
-        ({"gamma": 1.5}, r"gamma=1\.5"),
-        ({"lam": -0.1}, r"lam=-0\.1"),
+        ({"gamma": 1.5}, r"gamma is 1\.5"),
+        ({"lam": -0.1}, r"lam is -0\.1"),
         ({"baseline": "best"}, "baseline is 'best'"),
         ({"normalise_advantage": "yes"}, "normalise_advantage is 'yes'"),
     ],
@@ -559,8 +551,6 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         train(tmp_path / "out", problems=[Problem("p9", "7?")])
     with pytest.raises(ConfigError, match="'openai', whose servers do not get the weights"):
         train(tmp_path / "out", solver=SolverConfig(engine=EngineConfig(name="openai")))
-    with pytest.raises(ConfigError, match="baseline is value and the value model None"):
+    with pytest.raises(ConfigError, match="baseline is value and there is no value model"):
         train(tmp_path / "out", pg=replace(SMALL, baseline="value"))
-    with pytest.raises(ConfigError, match="baseline is leave_one_out and the value model x"):
-        train(tmp_path / "out", value="x")
     assert list(tmp_path.iterdir()) == []

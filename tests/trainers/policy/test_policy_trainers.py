@@ -29,7 +29,7 @@ from llm_mcts.search.expansion import priors
 from llm_mcts.types import Step
 from trainers.data.encoding import Encoded, EncodedGroup, EncodedPair, collate
 from trainers.data.rows import PairRow, SolutionRow, TargetRow, row_to_dict
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import TrainCall, TrainConfig
 from trainers.fit.language_model import load_policy, token_logits
 from trainers.policy.distill import DistillConfig, encode_target, target_loss, train_distill
 from trainers.policy.dpo import DPOConfig, encode_preference, preference_loss, train_dpo, with_reference
@@ -56,10 +56,12 @@ LEARNT = {"weighted": 1.0, "distill": 10.0, "siblings": H + 0.05, "dpo": 0.1}
 
 def train(kind: str, start: Path | str, out: Path, config: TrainConfig = FAST) -> dict[str, float]:
     if kind == "weighted":
-        return train_weighted(WEIGHTED, str(start), out, config)
+        return train_weighted(TrainCall(WEIGHTED, str(start), out, config))
     if kind == "dpo":
-        return train_dpo(PAIRS, str(start), out, config, DPOConfig(beta=0.5))
-    return train_distill(TARGETS, str(start), out, config, DistillConfig("siblings" if kind == "siblings" else "sum"))
+        return train_dpo(TrainCall(PAIRS, str(start), out, config, DPOConfig(beta=0.5)))
+    return train_distill(
+        TrainCall(TARGETS, str(start), out, config, DistillConfig("siblings" if kind == "siblings" else "sum"))
+    )
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Fitted:
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[Fitted]:
     seen: list[Fitted] = []
-    for module in (trainers.policy.imitation, trainers.policy.distill, trainers.policy.dpo):
+    for module in (trainers.fit.language_model,):
         real = module.fit
 
         def spy(model: Any, rows: Any, *args: Any, real: Any = real) -> dict[str, float]:
@@ -316,7 +318,7 @@ def test_distillation_over_siblings_ends_at_pi(tiny_model: Path, tmp_path: Path)
 
 def test_distillation_over_all_texts_ends_at_pi(tiny_model: Path, tmp_path: Path) -> None:
     config = replace(FAST, epochs=150)
-    metrics = train_distill(TARGETS[:1], str(tiny_model), tmp_path / "out", config, DistillConfig())
+    metrics = train_distill(TrainCall(TARGETS[:1], str(tiny_model), tmp_path / "out", config, DistillConfig()))
     assert metrics["loss"] < H + 0.1  # untrained 6.3 a token
     assert shares(tmp_path / "out", TARGETS[0], per_token=False) == pytest.approx((0.75, 0.25), abs=0.1)
 
@@ -327,24 +329,24 @@ def test_distillation_over_all_texts_ends_at_pi(tiny_model: Path, tmp_path: Path
 def test_a_prefix_with_one_action_too_long_is_left_out_and_counted(tiny_model: Path, tmp_path: Path) -> None:
     long = replace(TARGETS[0], actions=(TARGETS[0].actions[0], "1 2 3 4 5 6 7 8 9 " * 8))
     config = TrainConfig(max_length=60)
-    metrics = train_distill([*TARGETS[1:], long], str(tiny_model), tmp_path / "distill", config)
+    metrics = train_distill(TrainCall([*TARGETS[1:], long], str(tiny_model), tmp_path / "distill", config))
     assert (metrics["rows"], metrics["left_out"]) == (7, 1)
     pair = replace(PAIRS[0], rejected=(long.actions[1],))
-    metrics = train_dpo([*PAIRS[1:], pair], str(tiny_model), tmp_path / "dpo", config)
+    metrics = train_dpo(TrainCall([*PAIRS[1:], pair], str(tiny_model), tmp_path / "dpo", config))
     assert (metrics["rows"], metrics["left_out"]) == (7, 1)
 
 
 def test_rows_longer_than_the_models_context_are_left_out(tiny_model: Path, tmp_path: Path) -> None:
     long = SolutionRow("p", "7?", ("1 " * 300, "#### 7"))  # the tiny model's context is 256
     metrics = train_sft(
-        [*(replace(row, weight=1.0) for row in WEIGHTED), long], str(tiny_model), tmp_path / "out", TrainConfig()
+        TrainCall([*(replace(row, weight=1.0) for row in WEIGHTED), long], str(tiny_model), tmp_path / "out", TrainConfig())
     )
     assert (metrics["rows"], metrics["left_out"]) == (8, 1)
 
 
 def test_plain_imitation_refuses_weights(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"weight 2\.0; expected none: train weighted"):
-        train_sft(WEIGHTED, str(tiny_model), tmp_path / "out", TrainConfig())
+        train_sft(TrainCall(WEIGHTED, str(tiny_model), tmp_path / "out", TrainConfig()))
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("weighted", WEIGHTED), ("distill", TARGETS), ("dpo", PAIRS)])

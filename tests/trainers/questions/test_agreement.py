@@ -8,7 +8,10 @@ from llm_mcts.errors import ConfigError
 from llm_mcts.tasks.arith import ArithTask
 from llm_mcts.tree import Tree
 from llm_mcts.types import Problem, State, Step
-from trainers.data.critic_rows import RowsConfig, rows_from_tree
+from trainers.data.config import RowsConfig
+from trainers.data.critic_rows import critic_rows
+from trainers.data.evidence import Evidence
+from trainers.policy.registry import policy_rows
 from trainers.questions.agreement import Agreed, AgreementConfig, agreed_answer
 
 PROBLEM = Problem("p", "How many?")
@@ -77,8 +80,9 @@ def test_rows_are_made_as_if_the_answer_were_gold() -> None:
     tree = tree_of(("8", 0.9), ("8", 0.7), ("7", 0.8))
     found = agreed_answer(tree, LOOSE)
     assert found.answer == "8"
-    rows = rows_from_tree(tree, replace(PROBLEM, gold=found.answer), ArithTask(), RowsConfig())
-    assert [row.steps[-1] for row in rows["sft"]] == ["#### 8", "#### 8"]  # type: ignore[union-attr]
+    evidence = Evidence.of(tree, replace(PROBLEM, gold=found.answer), ArithTask())
+    rows = critic_rows(evidence, RowsConfig())
+    assert [row.steps[-1] for row in policy_rows("sft", evidence, RowsConfig())[0]] == ["#### 8", "#### 8"]  # type: ignore[union-attr]
     assert [row.label for row in rows["orm"]] == [1.0, 1.0, 0.0]  # type: ignore[union-attr]
 
 

@@ -62,7 +62,9 @@ class Sample:
 class Sampler:
     """The engine that samples with the weights of the model in training. Close it when done."""
 
-    def __init__(self, solver: SolverConfig, start: str, tokenizer: Any, temperature: float, scratch: Path | None) -> None:
+    def __init__(
+        self, solver: SolverConfig, start: str, tokenizer: Any, temperature: float, scratch: Path | None = None
+    ) -> None:
         """`solver`: engine, prompt and lengths; its critics, search and truncations (top_k and the like) play no part."""
         policy = replace(solver.policy, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)
         engine = replace(solver.engine, model=start)

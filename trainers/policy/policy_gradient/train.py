@@ -1,4 +1,4 @@
-"""Policy gradient on the policy's own samples: REINFORCE, with a baseline, a clip and a leash as options.
+"""Policy gradient on the policy's own samples: REINFORCE, with a baseline, a clip and a KL penalty as options.
 
     grad J = E[ A grad log pi(a|s) ],   A = u_t - b
     b      none: 0; mean: of the question's samples (GRPO without its division); leave_one_out: of the others (RLOO, arXiv
@@ -11,28 +11,30 @@ along; the mean goes over tokens of a batch, so no solution counts less for bein
 samples is the one that learns. An iteration of several optimiser steps is strictly on-policy in its first alone: without a
 clip let batch_size x accumulation hold all its samples. Stateless: whoever is interrupted starts again.
 
-    train_policy_gradient(problems, task, "embedded", Path("out"), TrainConfig(), PolicyGradientConfig(), SolverConfig(), 0)
+    train_policy_gradient(PolicyCall([], "embedded", Path("out"), TrainConfig(), problems=problems, task=task))
 """
 
 import asyncio
 import random
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
+from dataclasses import asdict
 from statistics import fmean, pstdev
 
 from critics.assemble.loading import StepCritic, load_critic
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.runs.progress import Reporter
 from llm_mcts.seeding import derive_seed
 from llm_mcts.settings import SolverConfig
-from llm_mcts.tasks.base import Task, require_answers
-from llm_mcts.types import Problem, State, metered
-from trainers.fit.fit import TrainConfig
+from llm_mcts.tasks.base import require_answers
+from llm_mcts.types import Problem, State, Usage, metered
+from trainers.data.encoding import Encoded
+from trainers.fit.fit import Metrics
+from trainers.fit.language_model import TrainablePolicy
 from trainers.fit.returns import gae, lambda_returns, leave_one_out_baselines, mean_baselines, outcome_rewards
 from trainers.policy.policy_gradient.config import Baseline, PolicyGradientConfig
 from trainers.policy.policy_gradient.sampler import Sample, Sampler, encode_sample
 from trainers.policy.policy_gradient.update import PolicyUpdate
+from trainers.policy.trainer import PolicyCall, PolicyTrainer
 
 COUNTED = ("generated_tokens", "prefilled_tokens", "reused_tokens", "lm_calls")
 """What is returned of the samples' cost."""
@@ -40,72 +42,60 @@ Advantages = list[list[float]]
 """Of one question: for each sample, one a step."""
 
 
-def train_policy_gradient(
-    problems: Sequence[Problem],
-    task: Task,
-    start: str,
-    out: Path,
-    config: TrainConfig,
-    pg: PolicyGradientConfig,
-    solver: SolverConfig,
-    seed: int,
-    reporter: Reporter | None = None,
-    value: str | None = None,
-    scratch: Path | None = None,
-) -> dict[str, float]:
-    """Train policy `start` on its own solutions of `problems` and write it to `out`, whole.
+def train_policy_gradient(call: PolicyCall) -> Metrics:
+    """Train the policy on its own solutions of `problems` and write it whole to `out`.
 
-    Args:
-        config: learning rate (rising over `warmup`, then constant), rows a forward, forwards a step, LoRA; `epochs` plays no
-            part. Without ppo_clip, batch_size * accumulation of at least an iteration's samples is strictly on-policy.
-        solver: its engine, prompt and `policy.max_solution_tokens` write the samples.
-        value: checkpoint of the value model, for baseline value alone.
-        scratch: folder for weights on their way to an engine that reads them from disk; None: a temporary one.
+    `config` gives the learning rate (rising over `warmup`, then constant), rows per forward, forwards per step, and LoRA;
+    `epochs` has no effect. Without ppo_clip, batch_size * accumulation of at least an iteration's samples is strictly
+    on-policy. The solver's engine, prompt and `policy.max_solution_tokens` write the samples; `value_start` is the value model
+    of baseline value.
 
     Returns:
         rows and left_out (samples trained on, and those too long for `max_length` or of questions that could not be read),
         steps, loss (mean of the last tenth), reward_first and reward_last (mean of the first and last iteration's samples),
-        generated_tokens, prefilled_tokens, reused_tokens, lm_calls.
+        and usage: what the samples cost.
 
     Raises:
         ConfigError: the settings contradict each other.
         DataError: no question, or one without an answer.
     """
-    _check(problems, pg, solver, value)
-    update = PolicyUpdate(start, config, pg, solver.prompt, seed)
-    policy, longest = update.policy, update.policy.fitting(config).max_length
+    pg = call.settings or PolicyGradientConfig()
+    value = call.value_start if pg.baseline == "value" else None
+    assert call.task is not None
+    _check(call.problems, pg, call.solver, value)
+    update = PolicyUpdate(call.start, call.config, pg, call.solver.prompt, call.seed)
+    longest = update.policy.fitting(call.config).max_length
     critic = load_critic(value, ("value",)) if value else None
     rewards: list[float] = []
     rows = left_out = 0
-    with closing(Sampler(solver, start, policy.tokenizer, pg.temperature, scratch)) as sampler:
+    with closing(Sampler(call.solver, call.start, update.policy.tokenizer, pg.temperature)) as sampler:
         for iteration in range(pg.iterations):
-            sampler.refresh(policy.model)
-            asked = update.share(questions_of(problems, iteration, pg.questions_per_iteration, seed))
-            groups = sampler.sample(asked, pg.samples_per_question, task, derive_seed(seed, "samples", iteration))
-            encoded = [
-                encode_sample(sample, steps, policy.fmt, policy.encode, policy.eos)
-                for group, found in zip(groups, _advantages(groups, pg, critic, update), strict=True)
-                for sample, steps in zip(group, found, strict=True)
-            ]
-            used = [row for row in encoded if len(row.ids) <= longest and any(row.mask)]
+            sampler.refresh(update.policy.model)
+            asked = update.share(questions_of(call.problems, iteration, pg.questions_per_iteration, call.seed))
+            groups = sampler.sample(asked, pg.samples_per_question, call.task, derive_seed(call.seed, "samples", iteration))
+            used = _encoded(groups, _advantages(groups, pg, critic, update), update.policy, longest)
             wanted = len(asked) * pg.samples_per_question
             rows, left_out = rows + update.total(len(used)), left_out + update.total(wanted - len(used))
             update.learn(used, wanted, iteration)
             rewards.append(fmean(update.everywhere([s.reward for group in groups for s in group]) or [0.0]))
-            if reporter:
-                done = f"policy gradient {iteration + 1}/{pg.iterations}"
-                reporter.say(f"{done}: reward {rewards[-1]:.3f}, {sampler.usage.generated_tokens:,} tokens so far")
     if not rows:
         raise DataError(f"none of {left_out} samples can be trained on; expected some of at most {longest} tokens")
-    update.save(out)
-    return {
-        "rows": rows,
-        "left_out": left_out,
-        **update.metrics(),
-        "reward_first": rewards[0],
-        "reward_last": rewards[-1],
-        **{name: update.total(getattr(sampler.usage, name)) for name in COUNTED},
-    }
+    update.save(call.out)
+    usage = Usage(**{name: update.total(getattr(sampler.usage, name)) for name in COUNTED})
+    reward = {"reward_first": rewards[0], "reward_last": rewards[-1]}
+    return {"rows": rows, "left_out": left_out, **update.metrics(), **reward, "usage": asdict(usage)}
+
+
+def _encoded(
+    groups: Sequence[Sequence[Sample]], advantages: Sequence[Advantages], policy: TrainablePolicy, longest: int
+) -> list[Encoded]:
+    """The samples that fit, with the advantage of each step."""
+    rows = [
+        encode_sample(sample, steps, policy.fmt, policy.encode, policy.eos)
+        for group, found in zip(groups, advantages, strict=True)
+        for sample, steps in zip(group, found, strict=True)
+    ]
+    return [row for row in rows if len(row.ids) <= longest and any(row.mask)]
 
 
 def _check(problems: Sequence[Problem], pg: PolicyGradientConfig, solver: SolverConfig, value: str | None) -> None:
@@ -117,10 +107,8 @@ def _check(problems: Sequence[Problem], pg: PolicyGradientConfig, solver: Solver
             "solver.engine.name is 'openai', whose servers do not get the weights that are trained; "
             "expected transformers, vllm or openvino"
         )
-    if (pg.baseline == "value") != (value is not None):
-        raise ConfigError(
-            f"baseline is {pg.baseline} and the value model {value}; expected one for baseline value, and for it alone"
-        )
+    if pg.baseline == "value" and value is None:
+        raise ConfigError("baseline is value and there is no value model; expected one, or another baseline")
 
 
 def questions_of(problems: Sequence[Problem], iteration: int, n: int, seed: int) -> list[Problem]:
@@ -177,3 +165,6 @@ def _scaled(advantages: Advantages, sample: Sequence[float]) -> Advantages:
     """Divided by the standard deviation of `sample`, where that is above 0."""
     deviation = pstdev(sample) if sample else 0.0
     return [[a / deviation for a in steps] for steps in advantages] if deviation else advantages
+
+
+POLICY_GRADIENT = PolicyTrainer(train_policy_gradient, settings=PolicyGradientConfig)

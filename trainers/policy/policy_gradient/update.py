@@ -22,10 +22,11 @@ from llm_mcts.models import load_causal_lm
 from llm_mcts.prompts import PromptConfig
 from llm_mcts.seeding import derive_seed
 from trainers.data.encoding import Encoded, collate
-from trainers.fit.fit import TrainConfig
+from trainers.fit.fit import TrainConfig, last_tenth
 from trainers.fit.language_model import load_policy, token_logits
 from trainers.fit.losses import clipped_policy_gradient_loss, kl_penalty, policy_gradient_loss, token_logprobs
 from trainers.fit.processes import launched_on_cpus, refuse_a_part
+from trainers.fit.terms import check_weights
 from trainers.policy.policy_gradient.config import PolicyGradientConfig
 
 T = TypeVar("T")
@@ -156,8 +157,7 @@ class PolicyUpdate:
 
     def metrics(self) -> dict[str, float]:
         """Steps so far, and the mean loss of their last tenth."""
-        tail = self.losses[-max(1, len(self.losses) // 10) :]
-        return {"steps": len(self.losses), "loss": sum(tail) / len(tail)}
+        return {"steps": len(self.losses), "loss": last_tenth(self.losses)}
 
     def save(self, out: Path) -> None:
         """Write the policy, whole or not at all; it is not to be trained on afterwards.
@@ -165,10 +165,5 @@ class PolicyUpdate:
         Raises:
             ModelError: the last step broke a weight.
         """
-        for name, weight in self.policy.model.named_parameters():
-            if weight.requires_grad and not bool(weight.detach().isfinite().all()):
-                raise ModelError(
-                    f"parameter {name} holds what is no number after {len(self.losses)} steps; expected numbers: lower "
-                    f"learning_rate ({self.config.learning_rate:g})"
-                )
+        check_weights(self.policy.model, len(self.losses), f"lower learning_rate ({self.config.learning_rate:g})")
         self.policy.save(out)
