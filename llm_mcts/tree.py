@@ -177,6 +177,7 @@ class Tree:
                 setattr(copies[original], name, getattr(original, name))
         for name, counts in self.annotations.items():
             part.annotations[name] = {copies[n]: count for n, count in counts.items() if n in copies}
+        part.annotations["draw"].pop(part.root, None)  # it has no siblings here
         part.rollouts = [(copies[n], state, score) for n, state, score in self.rollouts if n in copies]
         return part
 

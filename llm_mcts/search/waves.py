@@ -52,22 +52,22 @@ def _resume(search: TreeSearch, node: Node, new: list[Node]) -> Node:
         child = new.pop(0)
         child.in_flight += 1
         return child
-    node.in_flight -= 1  # a simulation does not see its own virtual loss
+    undo_virtual_loss(node)  # a simulation does not see its own virtual loss
     leaf = search.descend_to_leaf(node)
-    apply_virtual_loss(leaf, below=node.parent)
+    apply_virtual_loss(leaf)
     return leaf
 
 
-def apply_virtual_loss(leaf: Node, below: Node | None = None) -> None:
-    """Count a simulation as in flight at `leaf` and above it, up to the root or to the last node below `below`."""
+def apply_virtual_loss(leaf: Node) -> None:
+    """Count a simulation as in flight from `leaf` to the root."""
     node: Node | None = leaf
-    while node is not below and node is not None:
+    while node is not None:
         node.in_flight += 1
         node = node.parent
 
 
 def undo_virtual_loss(leaf: Node) -> None:
-    """Count a simulation as in flight no more, from `leaf` to the root."""
+    """Take back what `apply_virtual_loss` did."""
     node: Node | None = leaf
     while node is not None:
         node.in_flight -= 1
