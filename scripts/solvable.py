@@ -132,7 +132,8 @@ def settings(name: str, budget: int) -> dict[str, Any]:
 
 
 def _alphallm_parts() -> tuple[Any, Any]:
-    from llm_mcts.search.expansion import MergeConfig, WideningConfig
+    from llm_mcts.search.expansion import WideningConfig
+    from llm_mcts.search.merging import MergeConfig
 
     widening = WideningConfig(
         kind="importance", alpha=10.0, min_children=2, max_children=8, root_min_children=8, root_max_children=8

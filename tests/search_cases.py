@@ -19,7 +19,8 @@ from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.result import SearchResult
 from llm_mcts.search import SEARCHES
-from llm_mcts.search.expansion import MergeConfig, WideningConfig
+from llm_mcts.search.expansion import WideningConfig
+from llm_mcts.search.merging import MergeConfig
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import State, Step
 

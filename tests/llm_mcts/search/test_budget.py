@@ -108,10 +108,10 @@ def test_limits_are_above_0(key: str, value: float) -> None:
 
 def test_limits_count_what_was_spent_before() -> None:
     config = SearchConfig(max_tokens=100, max_lm_calls=10)
-    assert not Limits(config, Usage(generated_tokens=60), Usage(generated_tokens=39)).reached()
-    assert Limits(config, Usage(generated_tokens=60), Usage(generated_tokens=40)).reached()
-    assert Limits(config, Usage(lm_calls=4), Usage(lm_calls=6)).reached()
-    assert not Limits(SearchConfig(), Usage(generated_tokens=10**9), Usage()).reached()
+    assert not Limits(config, Usage(generated_tokens=60), Usage(generated_tokens=39)).exhausted()
+    assert Limits(config, Usage(generated_tokens=60), Usage(generated_tokens=40)).exhausted()
+    assert Limits(config, Usage(lm_calls=4), Usage(lm_calls=6)).exhausted()
+    assert not Limits(SearchConfig(), Usage(generated_tokens=10**9), Usage()).exhausted()
 
 
 # Early stop.

@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError, PolicyError
 from llm_mcts.search.expansion import (
-    MergeConfig,
     WideningConfig,
-    distinct_steps,
-    edit_distance,
     importance_width,
     mean_importance,
     priors,
@@ -22,8 +19,9 @@ from llm_mcts.search.expansion import (
     value_importance,
     with_dirichlet_noise,
 )
+from llm_mcts.search.merging import MergeConfig, distinct_steps, edit_distance
 from llm_mcts.tree import Node
-from llm_mcts.types import Step
+from llm_mcts.types import State, Step
 from tests.search_cases import run
 
 
@@ -112,9 +110,9 @@ def test_the_codes_width_is_only_ever_raised() -> None:
     widening = WideningConfig(kind="importance_code", alpha=10.0, root_min_children=1, root_max_children=8)
     node = node_with(0.5, [(0.9, 2, 1.8), (0.3, 3, 0.6), (0.4, 1, 0.4)])
     assert widening.width(node) == 4  # int(10 * 0.4)
-    node.width = 4
     node.children[0].value_sum = 0.6  # Q 0.3, 0.2, 0.4: at most 0.1 from their mean 0.3, int(1) = 1
-    assert widening.width(node) == 4
+    assert widening.width(node, before=4) == 4
+    assert widening.width(node) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,20 +183,20 @@ class Draws:
         return [Step(text) for text in self.draws[draw].split()][:n]
 
 
-async def same_first_letter(a: Step, b: Step) -> bool:
+async def same_first_letter(state: State, a: Step, b: Step) -> bool:
     return a.text[0] == b.text[0]
 
 
 def test_repetitions_are_drawn_again() -> None:
     draws = Draws("a1 a2 b1", "b2 a3", "c1")
-    found = run(distinct_steps(draws, [], 3, range(3), same_first_letter))
+    found = run(distinct_steps(draws, State("q"), [], 3, range(3), same_first_letter))
     assert [step.text for step in found] == ["a1", "b1", "c1"]
     assert draws.asked == [(3, 0), (1, 1), (1, 2)]
 
 
 def test_after_the_last_draw_there_are_fewer() -> None:
     draws = Draws("a1 a2 b1", "b2 a3", "c1")
-    found = run(distinct_steps(draws, [Step("b0")], 3, range(2), same_first_letter))
+    found = run(distinct_steps(draws, State("q"), [Step("b0")], 3, range(2), same_first_letter))
     assert [step.text for step in found] == ["a1"]
     assert draws.asked == [(3, 0), (2, 1)]
 
@@ -207,18 +205,18 @@ def test_different_answers_are_never_the_same_step() -> None:
     async def proposes(n: int, draw: int) -> list[Step]:
         return [Step("#### 12", terminal=True, answer="12"), Step("#### 15", terminal=True, answer="15"), Step("#!")][:n]
 
-    found = run(distinct_steps(proposes, [], 3, range(1), same_first_letter))
+    found = run(distinct_steps(proposes, State("q"), [], 3, range(1), same_first_letter))
     assert [step.text for step in found] == ["#### 12", "#### 15", "#!"]
 
 
 def test_the_first_likeness_is_enough() -> None:
     compared: list[str] = []
 
-    async def always(a: Step, b: Step) -> bool:
+    async def always(state: State, a: Step, b: Step) -> bool:
         compared.append(b.text)
         return True
 
-    assert run(distinct_steps(Draws("x y"), [Step("a"), Step("b")], 2, range(1), always)) == []
+    assert run(distinct_steps(Draws("x y"), State("q"), [Step("a"), Step("b")], 2, range(1), always)) == []
     assert compared == ["a", "a"]
 
 
@@ -230,7 +228,7 @@ def test_a_log_probability_that_is_no_number_is_an_error() -> None:
 
 def test_equal_texts_merge_without_any_rule() -> None:
     draws = Draws("x y x", "z y")
-    found = run(distinct_steps(draws, [Step("y")], 2, range(2), None))
+    found = run(distinct_steps(draws, State("q"), [Step("y")], 2, range(2), None))
     assert [step.text for step in found] == ["x", "z"]
 
 
