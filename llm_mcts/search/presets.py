@@ -60,7 +60,8 @@ def _preset(name: str) -> type[MCTSConfig]:
     """A configuration class with the preset's defaults."""
     hints = get_type_hints(MCTSConfig, include_extras=True)
     fields = [(key, hints[key], field(default=value)) for key, value in OVERRIDES[name].items()]
-    namespace = {"__doc__": f"mcts with the settings of {name}.", "section": name, "needs_critic": name in NEEDING_A_CRITIC}
+    namespace: dict[str, Any] = {"__doc__": f"mcts with the settings of {name}.", "__module__": __name__}
+    namespace |= {"section": name, "needs_critic": name in NEEDING_A_CRITIC}
     return make_dataclass(f"{name}_config", fields, bases=(MCTSConfig,), namespace=namespace, frozen=True)
 
 

@@ -125,6 +125,26 @@ def test_searches_without_a_tree_refuse_one(name: str) -> None:
         run(search_(QUESTION, scripted()[0], NoiseCritic(), cls(), 0, Tree(QUESTION)))
 
 
+@pytest.mark.parametrize("name", ["mcts", "alphago", "gumbel"])
+def test_a_tree_scored_by_a_critic_is_not_resumed_without_one(name: str) -> None:
+    tree = search(name).tree
+    search_, config = CASES[name]
+    with pytest.raises(DataError, match="scored by critic, and this search scores by agreement; give it a critic"):
+        run(search_(QUESTION, scripted()[0], None, config, 0, tree))
+
+
+@pytest.mark.parametrize("name", ["mcts", "alphago", "gumbel", "beam", "dvts"])
+def test_a_tree_scored_by_agreement_is_not_resumed_with_a_critic(name: str) -> None:
+    tree = run(mcts(QUESTION, scripted()[0], None, MCTSConfig(num_simulations=4), 0)).tree
+    assert tree is not None
+    before = tree.to_dict()
+    with pytest.raises(DataError, match="scored by agreement, and this search scores by critic; search it without a critic"):
+        search(name, tree)
+    assert tree.to_dict() == before
+    run(mcts(QUESTION, scripted()[0], None, MCTSConfig(num_simulations=8), 0, tree))
+    assert tree.scored_by == "agreement"
+
+
 # Below a chosen step.
 
 

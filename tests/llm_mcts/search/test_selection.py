@@ -11,23 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_mcts.search.expansion import priors
-from llm_mcts.search.normalisation import siblings_span
 from llm_mcts.search.selection import RULES, Rule, alphago, alphazero, puct, uct
 from llm_mcts.tree import Node
 from llm_mcts.types import Step
-
-
-def parent(visits: int, value_sum: float, children: Sequence[tuple[int, float, float]], in_flight: Sequence[int] = ()) -> Node:
-    """A node whose children A, B, … have these (visits, value sum, prior) and simulations in flight."""
-    node = Node(Step(""))
-    node.visit_count, node.value_sum = visits, value_sum
-    for i, (n, w, p) in enumerate(children):
-        child = Node(Step("ABCDEF"[i]), p, node, i)
-        child.visit_count, child.value_sum = n, w
-        child.in_flight = in_flight[i] if in_flight else 0
-        node.in_flight += child.in_flight
-        node.children.append(child)
-    return node
+from tests.search_cases import parent
 
 
 def winner(rule: Rule, node: Node, c: float, virtual_loss: float = 0.0) -> str:
@@ -192,16 +179,6 @@ def test_one_rule_is_not_taken_for_another() -> None:
     assert not passes(check_puct_formula, alphago)
     assert not passes(check_alphazero_growth, puct)
     assert not passes(check_alphago_fpu, lambda node, children, c, loss, fpu: alphago(node, children, c, loss))
-
-
-def test_the_span_of_parent_and_siblings() -> None:
-    # Means 0.6, 0.7, 0.2 of the visited children and 5.2/9 = 0.578 of the node itself: 0.7 - 0.2 = 0.5.
-    node = parent(9, 5.2, [(4, 2.4, 0.5), (3, 2.1, 0.25), (1, 0.2, 0.15), (0, 0.0, 0.1)])
-    assert siblings_span(node) == pytest.approx(0.5)
-    node.value_sum = 8.1  # its mean 0.9: 0.9 - 0.2
-    assert siblings_span(node) == pytest.approx(0.7)
-    alone = parent(1, 0.4, [(0, 0.0, 1.0)])
-    assert siblings_span(alone) == 1.0  # no span: nothing to divide by
 
 
 def passes(check: Callable[[Rule], None], rule: Rule) -> bool:
