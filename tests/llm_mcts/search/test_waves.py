@@ -110,6 +110,23 @@ def test_simulations_from_chosen_steps_are_in_flight_until_they_are_evaluated() 
     check_idle(tree)
 
 
+def test_of_simulations_that_meet_at_a_new_leaf_one_counts_and_at_a_known_one_all_do() -> None:
+    # One step, which ends the solution, worth 0.75; three simulations at once.
+    policy = ListedPolicy({"": [Step("#### 1", -1.0, 1, True, "1")]})
+    tree = Tree(QUESTION)
+    search = build(tree, policy, TableCritic({"": 0.5, "#### 1": 0.75}), replace(PLAIN, num_parallel=3), 0, None)
+
+    async def go() -> list[tuple[int, float]]:
+        await search.evaluate_root()
+        await simulate_together(search, [tree.root] * 3)
+        after_one = tree.root.visit_count, tree.root.value_sum
+        await simulate_together(search, [tree.root] * 3)
+        return [after_one, (tree.root.visit_count, tree.root.value_sum)]
+
+    assert run(go()) == [(2, 1.25), (5, 3.5)]  # 0.5 + 0.75; then three times 0.75 more
+    assert tree.root.children[0].visit_count == 4
+
+
 @pytest.mark.parametrize("virtual_loss", [0.0, 1.0, 3.0])
 def test_invariants_hold_for_simulations_that_meet_at_a_leaf(virtual_loss: float) -> None:
     # The policy is nearly sure of its first step, so the simulations under way follow each other there.
