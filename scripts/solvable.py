@@ -23,7 +23,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import exp, log
 from pathlib import Path
 from statistics import mean, stdev
@@ -47,6 +47,7 @@ class StepGame:
         self.number, self.variant, self.width, self.depth, self.noise = number, variant, width, depth, noise
         self.amount = cache(lambda path: random.Random(f"{number} {path}").random())
         self.best, self.worst = self._extremes("", 0.0)
+        self._steps = lru_cache(4096)(self._steps_after)
 
     def _extremes(self, path: str, total: float) -> tuple[float, float]:
         """Greatest and least sum of any solution that begins with `path`, by enumeration."""
@@ -64,42 +65,41 @@ class StepGame:
         """1 minus the worth of the chosen solution; 1 where there is none."""
         return 1.0 if result.answer is None else 1.0 - self.worth(result.answer)
 
-    def _steps(self, state: State) -> list[Step]:
-        """All next steps with the policy's log-probabilities."""
-        path = "".join(step.text for step in state.steps)
+    def _steps_after(self, path: str) -> tuple[list[Step], list[float]]:
+        """All next steps, and the policy's probabilities of them."""
         sign = -2.0 if self.variant == "misleading prior" else 2.0
         weights = [exp(sign * self.amount(path + x)) for x in LETTERS[: self.width]]
         end = len(path) + 1 == self.depth
-        return [
+        steps = [
             Step(x, log(w / sum(weights)), 1, end, path + x if end else None)
             for x, w in zip(LETTERS[: self.width], weights, strict=True)
         ]
+        return steps, [exp(step.logprob) for step in steps]
 
     async def propose(self, state: State, n: int, seed: int) -> list[Step]:
         """`n` sampled steps, equal ones once; all steps where that is at least twice as many."""
-        steps = self._steps(state)
+        steps, probabilities = self._steps(_path(state))
         if n >= 2 * self.width:
             return steps
-        drawn = random.Random(seed).choices(steps, [exp(step.logprob) for step in steps], k=n)
+        drawn = random.Random(seed).choices(steps, probabilities, k=n)
         return list(dict.fromkeys(drawn))
 
     async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
         """`n` sampled completions, or the most likely one at temperature 0."""
         draw, ends = random.Random(seed), []
         for _ in range(n):
-            end = state
-            while not end.terminal:
-                steps = self._steps(end)
-                if temperature == 0.0:
-                    end = end.then(max(steps, key=lambda step: step.logprob))
-                else:
-                    end = end.then(*draw.choices(steps, [exp(step.logprob) for step in steps]))
-            ends.append(end)
+            path, written = _path(state), []
+            while len(path) < self.depth:
+                steps, probabilities = self._steps(path)
+                likely = max(steps, key=lambda step: step.logprob)
+                written.append(likely if temperature == 0.0 else draw.choices(steps, probabilities)[0])
+                path += written[-1].text
+            ends.append(state.then(*written))
         return ends
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """The worth of whole solutions, a guess at the mean worth below unfinished ones."""
-        return [self._score("".join(step.text for step in state.steps)) for state in states]
+        return [self._score(_path(state)) for state in states]
 
     def _score(self, path: str) -> float:
         if len(path) == self.depth:
@@ -109,6 +109,11 @@ class StepGame:
         guess += self.noise * (2 * random.Random(f"guess {self.number} {path}").random() - 1)
         guess = min(1.0, max(0.0, guess))
         return 1.0 - guess if self.variant == "misleading value" else guess
+
+
+def _path(state: State) -> str:
+    """The letters of the steps so far."""
+    return "".join([step.text for step in state.steps])
 
 
 def settings(name: str, budget: int) -> dict[str, Any]:
@@ -148,17 +153,21 @@ NAMES.insert(NAMES.index("alphago"), "mcts_uct")
 NAMES.insert(NAMES.index("alphago"), "mcts_explore")
 
 
-def play(name: str, game: StepGame, budget: int, **changes: Any) -> SearchResult:
+async def play(name: str, game: StepGame, budget: int, **changes: Any) -> SearchResult:
     """One search of one game."""
     search, cls = SEARCHES["mcts" if name.startswith("mcts_") else name]
     config = cls(**{**settings(name, budget), **changes})
-    result: SearchResult = asyncio.run(search(f"game {game.number}", game, game, config, game.number))
+    result: SearchResult = await search(f"game {game.number}", game, game, config, game.number)
     return result
 
 
 def regrets(name: str, variant: Variant, budget: int, games: int, **changes: Any) -> list[float]:
     """The regret of each game."""
-    return [game_of(i, variant).regret(play(name, game_of(i, variant), budget, **changes)) for i in range(games)]
+
+    async def played() -> list[float]:
+        return [game.regret(await play(name, game, budget, **changes)) for game in (game_of(i, variant) for i in range(games))]
+
+    return asyncio.run(played())
 
 
 @cache
