@@ -3,9 +3,9 @@
 
     python scripts/solvable.py --out docs/solvable [--games 30] [--budgets 16 64 256 1024 4096]
 
-Every step adds a random amount in [0, 1] to its solution; a solution is worth the mean over its steps, stretched so that the
-best of all is worth 1 and the worst 0. Regret is 1 minus the worth of the chosen solution. The critic knows a whole
-solution's worth exactly and guesses an unfinished one's, off by up to 0.15; the policy prefers better steps, mildly.
+Every step adds a random amount in [0, 1] to its solution; a solution's value is the mean over its steps, stretched so that the
+best of all has 1 and the worst 0. Regret is 1 minus the value of the chosen solution. The critic knows a whole solution's
+value exactly and guesses an unfinished one's, off by up to 0.15; the policy prefers better steps, mildly.
 
     plain              as above
     misleading prior   the policy prefers worse steps as much as it preferred better ones
@@ -22,7 +22,7 @@ import csv
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from math import exp, log
 from pathlib import Path
@@ -40,30 +40,43 @@ VARIANTS: tuple[Variant, ...] = ("plain", "misleading prior", "misleading value"
 LETTERS = "abcdefgh"
 
 
+@cache
+def amounts(number: int) -> Callable[[str], float]:
+    """What each step of a game adds to its solution, by its path; the same for all variants."""
+    return cache(lambda path: random.Random(f"{number} {path}").random())
+
+
+@cache
+def extremes(number: int, width: int, depth: int) -> tuple[float, float]:
+    """Maximum and minimum sum of any solution, by enumeration."""
+    amount = amounts(number)
+
+    def below(path: str, total: float) -> tuple[float, float]:
+        if len(path) == depth:
+            return total, total
+        ends = [below(path + x, total + amount(path + x)) for x in LETTERS[:width]]
+        return max(high for high, _ in ends), min(low for _, low in ends)
+
+    return below("", 0.0)
+
+
 class StepGame:
     """The task above: a policy, a critic, and the truth."""
 
     def __init__(self, number: int, variant: Variant = "plain", width: int = 4, depth: int = 7, noise: float = 0.15) -> None:
         self.number, self.variant, self.width, self.depth, self.noise = number, variant, width, depth, noise
-        self.amount = cache(lambda path: random.Random(f"{number} {path}").random())
-        self.best, self.worst = self._extremes("", 0.0)
+        self.amount = amounts(number)
+        self.best, self.worst = extremes(number, width, depth)
         self._steps = lru_cache(4096)(self._steps_after)
 
-    def _extremes(self, path: str, total: float) -> tuple[float, float]:
-        """Greatest and least sum of any solution that begins with `path`, by enumeration."""
-        if len(path) == self.depth:
-            return total, total
-        ends = [self._extremes(path + x, total + self.amount(path + x)) for x in LETTERS[: self.width]]
-        return max(high for high, _ in ends), min(low for _, low in ends)
-
-    def worth(self, path: str) -> float:
-        """A whole solution's worth in [0, 1]."""
+    def value(self, path: str) -> float:
+        """A whole solution's value in [0, 1]."""
         total = sum(self.amount(path[: i + 1]) for i in range(self.depth))
         return (total - self.worst) / (self.best - self.worst)
 
     def regret(self, result: SearchResult) -> float:
-        """1 minus the worth of the chosen solution; 1 where there is none."""
-        return 1.0 if result.answer is None else 1.0 - self.worth(result.answer)
+        """1 minus the value of the chosen solution; 1 where there is none."""
+        return 1.0 if result.answer is None else 1.0 - self.value(result.answer)
 
     def _steps_after(self, path: str) -> tuple[list[Step], list[float]]:
         """All next steps, and the policy's probabilities of them."""
@@ -98,12 +111,12 @@ class StepGame:
         return ends
 
     async def score(self, states: Sequence[State]) -> list[float]:
-        """The worth of whole solutions, a guess at the mean worth below unfinished ones."""
+        """The value of whole solutions, a guess at the mean value below unfinished ones."""
         return [self._score(_path(state)) for state in states]
 
     def _score(self, path: str) -> float:
         if len(path) == self.depth:
-            return min(1.0, max(0.0, self.worth(path)))
+            return min(1.0, max(0.0, self.value(path)))
         total = sum(self.amount(path[: i + 1]) for i in range(len(path))) + 0.5 * (self.depth - len(path))
         guess = (total - self.worst) / (self.best - self.worst)
         guess += self.noise * (2 * random.Random(f"guess {self.number} {path}").random() - 1)
@@ -204,7 +217,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             )
         axis.set(title=variant, xscale="log", yscale="log", xlabel="simulations, samples or candidates a depth")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"mean regret (1 - worth of the chosen solution), at least {FLOOR}")
+    axes[0].set_ylabel(f"mean regret (1 - value of the chosen solution), at least {FLOOR}")
     axes[-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
