@@ -14,25 +14,15 @@ FORMAT_VERSION = 1
 """Of a saved tree; a record with another one is refused."""
 Scorer = Literal["critic", "agreement"]
 _ROOT_STEP = Step("")
-_STATISTICS = ("visit_count", "value_sum", "value")
+_STATISTICS = {"visits": "visit_count", "value_sum": "value_sum", "value": "value"}
+"""JSON key -> attribute of a node."""
 _ANNOTATIONS = ("draw", "width", "asked")
 
 
 class Node:
     """One reasoning step in the tree."""
 
-    __slots__ = (
-        "children",
-        "depth",
-        "in_flight",
-        "index",
-        "parent",
-        "prior",
-        "step",
-        "value",
-        "value_sum",
-        "visit_count",
-    )
+    __slots__ = ("children", "depth", "in_flight", "index", "parent", "prior", "step", "value", "value_sum", "visit_count")
 
     def __init__(self, step: Step, prior: float = 1.0, parent: "Node | None" = None, index: int = 0) -> None:
         self.step = step
@@ -170,10 +160,9 @@ class Tree:
         copies = {node: part.root}
         for original in _below(node):
             if original is not node:
-                parent = copies[original.parent]  # type: ignore[index]
-                copies[original] = Node(original.step, original.prior, parent, original.index)
-                parent.children.append(copies[original])
-            for name in _STATISTICS:
+                copies[original] = part.add_child(copies[original.parent], original.step)  # type: ignore[index]
+                copies[original].prior = original.prior
+            for name in _STATISTICS.values():
                 setattr(copies[original], name, getattr(original, name))
         for name, counts in self.annotations.items():
             part.annotations[name] = {copies[n]: count for n, count in counts.items() if n in copies}
@@ -204,12 +193,12 @@ class Tree:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy of what the tree is, without what it cost: equal searches write equal records."""
-        number: dict[Node, int] = {}
+        number: dict[Node | None, int] = {node: i for i, node in enumerate(self.nodes())}
         rows = []
-        for i, node in enumerate(self.nodes()):
-            number[node] = i
-            rows.append(_node_to_dict(node, None if node.parent is None else number[node.parent]))
-            rows[-1] |= {name: counts[node] for name, counts in self.annotations.items() if counts.get(node)}
+        for node in self.nodes():
+            row = {"parent": number.get(node.parent), **_step_to_dict(node.step), "prior": node.prior}
+            row |= {key: getattr(node, name) for key, name in _STATISTICS.items()}
+            rows.append(row | {name: counts[node] for name, counts in self.annotations.items() if counts.get(node)})
         rollouts = [
             {"node": number[node], "steps": [_step_to_dict(s) for s in state.steps[node.depth :]], "score": score}
             for node, state, score in self.rollouts
@@ -236,7 +225,9 @@ class Tree:
         try:
             prefix = tuple(_step_from_dict(row) for row in data.get("prefix", ()))
             tree = cls(data["question"], prefix, data.get("origin", ""))
-            tree.scored_by = _scorer(data["scored_by"])
+            tree.scored_by = data["scored_by"]
+            if tree.scored_by not in get_args(Scorer):
+                raise ValueError(f"scored_by is {tree.scored_by!r}")
             if "value_range" in data:
                 low, high = data["value_range"]
                 tree.value_range = low, high
@@ -244,12 +235,11 @@ class Tree:
                 raise DataError("a tree record is broken (no node); expected at least the root")
             nodes: list[Node] = []
             for i, row in enumerate(data["nodes"]):
-                nodes.append(_node_from_dict(row, i, nodes) if i else tree.root)
-                node = nodes[-1]
-                node.visit_count, node.value_sum, node.value = row["visits"], row["value_sum"], row["value"]
-                for name, counts in tree.annotations.items():
-                    if name in row:
-                        counts[node] = row[name]
+                nodes.append(node := tree._read_child(row, nodes) if i else tree.root)
+                for key, name in _STATISTICS.items():
+                    setattr(node, name, row[key])
+                for name in tree.annotations.keys() & row.keys():
+                    tree.annotations[name][node] = row[name]
             for row in data["rollouts"]:
                 node = nodes[row["node"]]
                 steps = tuple(_step_from_dict(s) for s in row["steps"])
@@ -257,6 +247,14 @@ class Tree:
         except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise DataError(f"a tree record is broken ({error!r}); expected what Tree.to_dict writes") from error
         return tree
+
+    def _read_child(self, row: dict[str, Any], nodes: Sequence[Node]) -> Node:
+        """The node of a row that is not the first, below its parent, which is one of `nodes`."""
+        if not 0 <= row["parent"] < len(nodes):
+            raise DataError(f"a tree record is broken (node {len(nodes)} has parent {row['parent']}); expected an earlier one")
+        child = self.add_child(nodes[row["parent"]], _step_from_dict(row))
+        child.prior = row["prior"]
+        return child
 
 
 def _below(node: Node) -> Iterator[Node]:
@@ -266,29 +264,6 @@ def _below(node: Node) -> Iterator[Node]:
         node = stack.pop()
         yield node
         stack.extend(reversed(node.children))
-
-
-def _scorer(name: Any) -> Scorer:
-    if name not in get_args(Scorer):
-        raise ValueError(f"scored_by is {name!r}")
-    scorer: Scorer = name
-    return scorer
-
-
-def _node_to_dict(node: Node, parent: int | None) -> dict[str, Any]:
-    """A node as JSON fields."""
-    fields: dict[str, Any] = {"parent": parent, **_step_to_dict(node.step), "prior": node.prior}
-    return fields | {"visits": node.visit_count, "value_sum": node.value_sum, "value": node.value}
-
-
-def _node_from_dict(row: dict[str, Any], number: int, nodes: list[Node]) -> Node:
-    """The node that `_node_to_dict` wrote, below its parent, which is one of `nodes`."""
-    if not 0 <= row["parent"] < number:
-        raise DataError(f"a tree record is broken (node {number} has parent {row['parent']}); expected an earlier one")
-    parent = nodes[row["parent"]]
-    node = Node(_step_from_dict(row), row["prior"], parent, len(parent.children))
-    parent.children.append(node)
-    return node
 
 
 def _step_to_dict(step: Step) -> dict[str, Any]:

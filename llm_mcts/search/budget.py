@@ -54,19 +54,6 @@ class Limits:
             or seconds >= (config.max_seconds or inf)
         )
 
-    def check_counted(self) -> None:
-        """Refuse a limit on what nobody counted.
-
-        Raises:
-            PolicyError: tokens or calls are limited, and the policy reported none.
-        """
-        counted = self.usage.lm_calls or self.usage.generated_tokens
-        if (self.config.max_tokens or self.config.max_lm_calls) and not counted:
-            raise PolicyError(
-                "policy reported no usage while max_tokens or max_lm_calls is set; expected it to add what it spends to "
-                "llm_mcts.types.meter()"
-            )
-
 
 @contextlib.contextmanager
 def limited(config: SearchConfig, tree: Tree | None = None) -> Iterator[Limits]:
@@ -79,9 +66,12 @@ def limited(config: SearchConfig, tree: Tree | None = None) -> Iterator[Limits]:
     usage = Usage()
     try:
         with metered() as usage:
-            limits = Limits(config, spent, usage)
-            yield limits
+            yield Limits(config, spent, usage)
     finally:
         spent += usage
-    if tree is None or tree.size > size:
-        limits.check_counted()
+    wrote, counted = tree is None or tree.size > size, usage.lm_calls or usage.generated_tokens
+    if (config.max_tokens or config.max_lm_calls) and wrote and not counted:
+        raise PolicyError(
+            "policy reported no usage while max_tokens or max_lm_calls is set; expected it to add what it spends to "
+            "llm_mcts.types.meter()"
+        )

@@ -8,7 +8,6 @@ Which steps count as one is in `merging`.
 """
 
 import random
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +55,7 @@ class WideningConfig(Settings, section="widening"):
             )
 
     def width(self, node: Node, before: int = 0) -> int:
-        """How many children `node` may have now, `before` of them already; not for the fixed kind."""
+        """How many children `node` may have now, where it was `before`; not for the fixed kind."""
         if self.kind == "progressive":
             return progressive_width(node.visit_count, self.k, self.alpha)
         root = node.depth == 0  # the question; in a subtree the steps before it count
@@ -129,8 +128,8 @@ def with_dirichlet_noise(values: Sequence[float], share: float, alpha: float, se
 
 
 @dataclass(kw_only=True)
-class Expansion(ABC):
-    """What the kinds of expansion share: the policy's next steps become children, its probabilities their priors.
+class Expansion:
+    """A leaf gets all its children at once, when it is visited again: the policy's next steps, its probabilities their priors.
 
     What is expanded in a `with` block is undone if the block fails or is cancelled.
     """
@@ -138,6 +137,8 @@ class Expansion(ABC):
     tree: Tree
     policy: Policy
     seed: int
+    width: Callable[[Node, int], int]
+    """(node, its width before, 0 at first) -> how many children it may have."""
     max_depth: int
     """Nodes this deep get no children."""
     expand_visits: int = 1
@@ -158,17 +159,18 @@ class Expansion(ABC):
         if self.root_noise and self.tree.root.children:  # a subtree's root has no noise of its own yet
             self._set_priors(self.tree.root)
 
-    @abstractmethod
     def reserve(self, leaf: Node) -> bool:
         """Whether the simulation that stopped at `leaf` is to wait there for `expand`."""
+        return not leaf.children and self.expandable(leaf)
 
-    @abstractmethod
     async def expand(self, leaf: Node) -> list[Node]:
-        """Give `leaf` children; the new ones that waiting simulations go to, where selection does not choose.
+        """Give `leaf` children; the new ones that waiting simulations go to, none where selection chooses.
 
         Raises:
             PolicyError: the policy proposed no step where there is none.
         """
+        await self._add_children(leaf, self.width(leaf, 0), 0)
+        return []
 
     def expandable(self, node: Node) -> bool:
         """Whether `node` may have children."""
@@ -209,58 +211,36 @@ class Expansion(ABC):
 
 
 @dataclass(kw_only=True)
-class FixedExpansion(Expansion):
-    """A leaf gets all its children at once, when it is visited again."""
-
-    width: Callable[[Node], int]
-    """How many a node gets."""
-
-    def reserve(self, leaf: Node) -> bool:
-        """Whether `leaf` is to have children now."""
-        return not leaf.children and self.expandable(leaf)
-
-    async def expand(self, leaf: Node) -> list[Node]:
-        """Give `leaf` its children; selection chooses among them."""
-        await self._add_children(leaf, self.width(leaf), 0)
-        return []
-
-
-@dataclass(kw_only=True)
 class Widening(Expansion):
     """A node gets one more child for each simulation that comes while it has fewer than it may have."""
-
-    config: WideningConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.due = self._due
-        self.requested = self.tree.annotations["asked"]
-        """Children that a node was to be given so far, repetitions of earlier ones included."""
-        self.widths = self.tree.annotations["width"]
-        """How many it may have, at the latest visit."""
-        self.reserved: Counter[Node] = Counter()
+        self._widths, self._requested = self.tree.annotations["width"], self.tree.annotations["asked"]
+        """Children that a node may have at the latest visit, and was to be given so far, repetitions of others included."""
+        self._reserved: Counter[Node] = Counter()
         """How many more the simulations under way wait for."""
 
     def _due(self, node: Node) -> bool:
         if not self.expandable(node):
             return False
-        self.widths[node] = width = self.config.width(node, self.widths.get(node, 0))
-        return self.requested.get(node, 0) + self.reserved[node] < width
+        self._widths[node] = width = self.width(node, self._widths.get(node, 0))
+        return self._requested.get(node, 0) + self._reserved[node] < width
 
     def reserve(self, leaf: Node) -> bool:
         """Ask for one more child of `leaf` if it may have one."""
-        due = self._due(leaf)
-        if due:
-            self.reserved[leaf] += 1
+        if due := self._due(leaf):
+            self._reserved[leaf] += 1
         return due
 
     async def expand(self, leaf: Node) -> list[Node]:
         """Give `leaf` the children that were asked for: fewer, if the policy repeats itself."""
-        return await self._add_children(leaf, self.reserved[leaf], self.requested.get(leaf, 0))
+        return await self._add_children(leaf, self._reserved[leaf], self._requested.get(leaf, 0))
 
     def __exit__(self, error_type: object, error: object, traceback: object) -> None:
         super().__exit__(error_type, error, traceback)
         if error_type is None:
-            for node, n in self.reserved.items():
-                self.requested[node] = self.requested.get(node, 0) + n
-        self.reserved.clear()
+            for node, n in self._reserved.items():
+                self._requested[node] = self._requested.get(node, 0) + n
+        self._reserved.clear()

@@ -20,7 +20,7 @@ from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.fields import AtLeast
 from llm_mcts.result import SearchResult
 from llm_mcts.search.budget import limited
-from llm_mcts.search.expansion import FixedExpansion
+from llm_mcts.search.expansion import Expansion
 from llm_mcts.search.mcts import TreeConfig, evaluation
 from llm_mcts.search.path import decide
 from llm_mcts.search.tree_search import TreeSearch
@@ -67,13 +67,13 @@ async def gumbel(
     config.check_critic(critic, config.answer)
     tree = Tree.of(question, tree, "agreement" if critic is None else "critic")
     root = tree.root
-    expansion = FixedExpansion(
+    expansion = Expansion(
         tree=tree,
         policy=policy,
         seed=seed,
         max_depth=config.max_depth,
         prior_temperature=config.prior_temperature,
-        width=lambda node: config.root_width if node is root else config.expansion_width,
+        width=lambda node, before: config.root_width if node is root else config.expansion_width,
     )
     search = TreeSearch(tree, lambda node: select(node, config), expansion, evaluation(tree, policy, critic, config, seed))
     with limited(config, tree) as limits:

@@ -1,23 +1,22 @@
 """Monte-Carlo tree search over reasoning steps: its settings, and the parts that they stand for.
 
-The loop is `tree_search`; the parts come from `selection`, `normalisation`, `explored`, `expansion`, `evaluation`, `waves`,
+The loop is `tree_search`; the parts come from `selection`, `explored`, `expansion`, `evaluation`, `waves`,
 `path` and `voting`. `alphago`, `alphazero`, `alphallm` and `rest_mcts` are this search with other settings (`presets`).
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.fields import AtLeast, Within
 from llm_mcts.result import SearchResult
 from llm_mcts.search.budget import SearchConfig, limited
 from llm_mcts.search.evaluation import Agreement, MixedValue, StepQuality
-from llm_mcts.search.expansion import Expansion, FixedExpansion, Widening, WideningConfig
+from llm_mcts.search.expansion import Expansion, Widening, WideningConfig
 from llm_mcts.search.explored import Unexplored
 from llm_mcts.search.merging import MergeConfig
-from llm_mcts.search.normalisation import TreeSpan, siblings_span
 from llm_mcts.search.path import by_value, by_visits, decide, leads_throughout
-from llm_mcts.search.selection import RULES, selector
+from llm_mcts.search.selection import RULES, TreeSpan, selector, siblings_span
 from llm_mcts.search.tree_search import Evaluate, TreeSearch
 from llm_mcts.search.voting import settled
 from llm_mcts.search.waves import simulate_together
@@ -53,18 +52,16 @@ class TreeConfig(SearchConfig):
                 "rollout_weight to 0"
             )
 
-    def check_critic(self, critic: Critic | None, answer: str) -> None:
+    def check_critic(self, critic: Critic | None, answer: str, leaf_value: str = "mix") -> None:
         """Refuse a search without a critic that has nothing else to value leaves by, or to answer by.
 
         Raises:
             ConfigError: it says what to change.
         """
-        if critic is None and self.needs_critic:
-            raise ConfigError(f"{self.section} has no critic to value steps by; give it one, or use mcts with rollouts")
-        if critic is None and (self.rollouts == 0 or answer == "best"):
+        if critic is None and (self.needs_critic or self.rollouts == 0 or leaf_value == "quality" or answer == "best"):
             raise ConfigError(
-                f"no critic, while rollouts={self.rollouts}, answer={answer}; give it one, or set rollouts to at least 1 and "
-                "answer to vote"
+                f"{self.section} has no critic, while rollouts={self.rollouts}, leaf_value={leaf_value}, answer={answer}; give "
+                "it one, or use mcts with rollouts at least 1, leaf_value mix and answer vote"
             )
 
 
@@ -134,9 +131,7 @@ async def mcts(
         CriticError: the critic broke its contract.
         DataError: `tree` is another question's, or was scored by other means.
     """
-    config.check_critic(critic, config.answer)
-    if critic is None and config.leaf_value == "quality":
-        raise ConfigError("no critic, while leaf_value quality needs one of steps; give it one, or set leaf_value to mix")
+    config.check_critic(critic, config.answer, config.leaf_value)
     tree = Tree.of(question, tree, "agreement" if critic is None else "critic")
     unexplored = None if config.revisit else Unexplored(tree, config.max_depth)
     search = build(tree, policy, critic, config, seed, unexplored)
@@ -159,21 +154,26 @@ def build(
     span = {"none": None, "tree": TreeSpan(tree), "siblings": siblings_span}[config.normalise]
     candidates = unexplored.children if unexplored else None
     select = selector(RULES[config.selection], config.c_puct, config.virtual_loss, config.first_play, span, candidates)
-    observers = [part for part in (unexplored, span) if isinstance(part, Unexplored | TreeSpan)]
-    return TreeSearch(
-        tree, select, expansion(tree, policy, config, seed), evaluation(tree, policy, critic, config, seed), observers
-    )
+    observers = [part.update for part in (unexplored, span) if isinstance(part, Unexplored | TreeSpan)]
+    evaluate = evaluation(tree, policy, critic, config, seed)
+    return TreeSearch(tree, select, expansion(tree, policy, config, seed), evaluate, observers)
 
 
 def expansion(tree: Tree, policy: Policy, config: MCTSConfig, seed: int) -> Expansion:
     """How nodes get children: all at once, or with time."""
-    shared: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("max_depth", "expand_visits", "prior_temperature", "merge", "root_noise", "root_noise_alpha")
-    }
-    if config.widening.kind == "fixed":
-        return FixedExpansion(tree=tree, policy=policy, seed=seed, width=lambda _: config.expansion_width, **shared)
-    return Widening(tree=tree, policy=policy, seed=seed, config=config.widening, **shared)
+    fixed = config.widening.kind == "fixed"
+    return (Expansion if fixed else Widening)(
+        tree=tree,
+        policy=policy,
+        seed=seed,
+        width=(lambda node, before: config.expansion_width) if fixed else config.widening.width,
+        max_depth=config.max_depth,
+        expand_visits=config.expand_visits,
+        prior_temperature=config.prior_temperature,
+        merge=config.merge,
+        root_noise=config.root_noise,
+        root_noise_alpha=config.root_noise_alpha,
+    )
 
 
 def evaluation(tree: Tree, policy: Policy, critic: Critic | None, config: TreeConfig, seed: int) -> Evaluate:
@@ -190,14 +190,9 @@ def _finished(tree: Tree, config: MCTSConfig, unexplored: Unexplored | None) -> 
     left = config.num_simulations - (tree.root.visit_count - 1)  # the root's own evaluation is no simulation
     if left <= 0 or (unexplored and unexplored.explored(tree.root)):
         return True
-    # The last wave may run num_parallel - 1 simulations more.
-    return config.early_stop and _settled(tree, config, left + config.num_parallel - 1)
-
-
-def _settled(tree: Tree, config: MCTSConfig, left: int) -> bool:
-    """Whether `left` more simulations cannot change the answer."""
-    if config.answer == "q" or config.answer == "best":
+    if not config.early_stop or config.answer == "q" or config.answer == "best":
         return False
+    left += config.num_parallel - 1  # the last wave may run so many more
     if config.answer == "visits":
         return config.widening.kind == "fixed" and leads_throughout(tree.root, left)
     return settled(tree.traces(), config.answer, left * max(1, config.rollouts))

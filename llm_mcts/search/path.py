@@ -1,6 +1,7 @@
 """Answers by a path: down the tree by visits, as AlphaGo and AlphaZero play, or by mean value."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from llm_mcts.result import SearchResult
@@ -11,16 +12,8 @@ from llm_mcts.types import Critic, Policy, Trace
 
 Preference = Callable[[Node], Any]
 """A sort key: of the visited children a path goes to the one where it is highest, the first of equals."""
-
-
-def by_visits(child: Node) -> int:
-    """The most visited step (AlphaGo)."""
-    return child.visit_count
-
-
-def by_value(child: Node) -> float:
-    """The step of highest mean value."""
-    return child.q_value
+by_visits: Preference = attrgetter("visit_count")
+by_value: Preference = attrgetter("q_value")
 
 
 async def decide(

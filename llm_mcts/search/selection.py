@@ -18,7 +18,7 @@ argmax Q / span + c U is argmax Q + (c span) U, so `selector` scales c.
 from collections.abc import Callable, Sequence
 from math import inf, log, sqrt
 
-from llm_mcts.tree import Node
+from llm_mcts.tree import Node, Tree
 
 C_BASE = 19652
 """AlphaZero's pseudo-code: how slowly its exploration grows with the visits."""
@@ -103,7 +103,7 @@ def selector(
     """A rule with its constants.
 
     Args:
-        span: what Q is divided by at a node (`normalisation`); None: nothing.
+        span: what Q is divided by at a node; None: nothing.
         candidates: the children to choose among (`explored`); None: all.
     """
     if span is None and candidates is None:
@@ -114,3 +114,29 @@ def selector(
         return rule(node, children, c * span(node) if span else c, virtual_loss, fpu)
 
     return select
+
+
+def siblings_span(node: Node) -> float:
+    """Span of the mean values of a node and its visited children (mctx: parent and siblings); 1 where there is none."""
+    values = [child.value_sum / child.visit_count for child in node.children if child.visit_count]
+    if node.visit_count:
+        values.append(node.q_value)
+    return (max(values) - min(values) if values else 0.0) or 1.0
+
+
+class TreeSpan:
+    """Span of all mean values met so far, kept in `Tree.value_range` (MuZero's MinMaxStats); 1 where there is none."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+
+    def __call__(self, node: Node) -> float:
+        """The span, at any node."""
+        low, high = self.tree.value_range or (0.0, 0.0)
+        return high - low or 1.0
+
+    def update(self, leaf: Node) -> None:
+        """After a backup: widen the range by the means on the leaf's path."""
+        means = [node.q_value for node in leaf.path()]
+        low, high = self.tree.value_range or (1.0, 0.0)
+        self.tree.value_range = min(low, *means), max(high, *means)

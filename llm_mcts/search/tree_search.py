@@ -9,12 +9,11 @@ As in AlphaGo a leaf is expanded when it is visited again, so a simulation evalu
 are in [0, 1] and are not negated on the way up.
 
 Everything else is a part that is passed in: the rule (`selection`), the children (`expansion`), the leaf's value (`evaluation`)
-and what else learns from a backup (`normalisation`, `explored`). `waves` runs several simulations at once.
+and what else learns from a backup (`explored`). `waves` runs several simulations at once.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from llm_mcts.search.expansion import Expansion
 from llm_mcts.search.selection import Select
@@ -22,13 +21,6 @@ from llm_mcts.tree import Node, Tree
 
 Evaluate = Callable[[Sequence[Node]], Awaitable[None]]
 """Sets the value of each leaf."""
-
-
-class Observer(Protocol):
-    """A part that learns from each backup."""
-
-    def update(self, leaf: Node) -> None:
-        """The leaf's value was added to its path."""
 
 
 @dataclass
@@ -39,11 +31,12 @@ class TreeSearch:
     select: Select
     expansion: Expansion
     evaluate: Evaluate
-    observers: Sequence[Observer] = ()
+    observers: Sequence[Callable[[Node], None]] = ()
+    """Called with each leaf after its backup."""
 
     async def simulate(self) -> None:
         """One simulation. If it fails or is cancelled the tree is as if it had not begun."""
-        leaf = self.descend(self.tree.root)
+        leaf = self.descend(self.tree.root, self.expansion.due)
         with self.expansion:
             if self.expansion.reserve(leaf):
                 leaf = await self.expand(leaf)
@@ -51,9 +44,8 @@ class TreeSearch:
                 await self.evaluate([leaf])
         self.backup(leaf)
 
-    def descend(self, node: Node) -> Node:
+    def descend(self, node: Node, due: Callable[[Node], bool] | None = None) -> Node:
         """Select from `node` down to a leaf, or to a node that is due for another child."""
-        due = self.expansion.due
         while node.children and not (due and due(node)):
             node = self.select(node)
         return node
@@ -61,19 +53,13 @@ class TreeSearch:
     async def expand(self, leaf: Node) -> Node:
         """Give `leaf` its children; the one to go to."""
         new = await self.expansion.expand(leaf)
-        return new[0] if new else self.descend_to_leaf(leaf)
-
-    def descend_to_leaf(self, node: Node) -> Node:
-        """Select from `node` down to a leaf, past nodes that are due for another child."""
-        while node.children:
-            node = self.select(node)
-        return node
+        return new[0] if new else self.descend(leaf)
 
     def backup(self, leaf: Node) -> None:
         """Add the leaf's value to its path."""
         backup(leaf)
-        for observer in self.observers:
-            observer.update(leaf)
+        for observe in self.observers:
+            observe(leaf)
 
     async def evaluate_root(self) -> None:
         """Give a new tree's root its value: one visit that counts as no simulation."""

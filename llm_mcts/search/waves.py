@@ -20,7 +20,7 @@ async def simulate_together(search: TreeSearch, starts: Sequence[Node]) -> None:
     """
     leaves, growing = [], []
     for start in starts:
-        leaf = search.descend(start)
+        leaf = search.descend(start, search.expansion.due)
         apply_virtual_loss(leaf)
         leaves.append(leaf)
         if search.expansion.reserve(leaf):
@@ -28,34 +28,34 @@ async def simulate_together(search: TreeSearch, starts: Sequence[Node]) -> None:
     try:
         with search.expansion:
             if growing:
-                leaves = await _expand(search, leaves, _distinct(growing))
-            new = [leaf for leaf in _distinct(leaves) if leaf.value is None]
-            if new:
-                await search.evaluate(new)
+                growing = _distinct(growing)
+                new = await gather_all([search.expansion.expand(node) for node in growing])
+                leaves = _resume(search, leaves, dict(zip(growing, new, strict=True)))
+            unvalued = [leaf for leaf in _distinct(leaves) if leaf.value is None]
+            if unvalued:
+                await search.evaluate(unvalued)
     finally:
         for leaf in leaves:
             undo_virtual_loss(leaf)
     for i, leaf in enumerate(leaves):
-        if leaf not in new or leaf not in leaves[:i]:
+        if leaf not in unvalued or leaf not in leaves[:i]:
             search.backup(leaf)
 
 
-async def _expand(search: TreeSearch, leaves: Sequence[Node], growing: Sequence[Node]) -> list[Node]:
-    """Expand the nodes that are growing; the simulations that stopped there go down to a child, the others stay."""
-    grown = dict(zip(growing, await gather_all([search.expansion.expand(node) for node in growing]), strict=True))
-    return [_resume(search, leaf, grown[leaf]) if leaf in grown else leaf for leaf in leaves]
-
-
-def _resume(search: TreeSearch, node: Node, new: list[Node]) -> Node:
-    """Go from an expanded node to the next of its new children, or where selection leads if none is left."""
-    if new:
-        child = new.pop(0)
-        child.in_flight += 1
-        return child
-    undo_virtual_loss(node)  # a simulation does not see its own virtual loss
-    leaf = search.descend_to_leaf(node)
-    apply_virtual_loss(leaf)
-    return leaf
+def _resume(search: TreeSearch, leaves: Sequence[Node], grown: dict[Node, list[Node]]) -> list[Node]:
+    """Simulations that stopped at a node that has grown go to the next of its new children, or where selection leads."""
+    resumed = []
+    for leaf in leaves:
+        if leaf not in grown:
+            resumed.append(leaf)
+        elif grown[leaf]:
+            resumed.append(grown[leaf].pop(0))
+            resumed[-1].in_flight += 1
+        else:
+            undo_virtual_loss(leaf)  # a simulation does not see its own virtual loss
+            resumed.append(search.descend(leaf))
+            apply_virtual_loss(resumed[-1])
+    return resumed
 
 
 def apply_virtual_loss(leaf: Node) -> None:

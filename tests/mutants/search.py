@@ -11,7 +11,6 @@ EXPANSION = "llm_mcts/search/expansion.py"
 EXPANSION_TEST = "tests/llm_mcts/search/test_expansion.py"
 MERGING = "llm_mcts/search/merging.py"
 EVALUATION = "llm_mcts/search/evaluation.py"
-NORMALISATION = "llm_mcts/search/normalisation.py"
 NORMALISATION_TEST = "tests/llm_mcts/search/test_normalisation.py"
 EXPLORED = "llm_mcts/search/explored.py"
 GUMBEL = "llm_mcts/search/gumbel.py"
@@ -47,7 +46,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (LOOP, "        node.value_sum += value\n", "        node.value_sum += value if node.parent else 0.0\n", LOOP_TEST),
     (LOOP, "        node = node.parent\n", "        node = node.parent\n        value = -value\n", LOOP_TEST),
     (LOOP, "        if root.value is None:\n", "        if True:\n", "tests/llm_mcts/search/test_anytime.py"),
-    (LOOP, "return new[0] if new else self.descend_to_leaf(leaf)", "return leaf", LOOP_TEST),
+    (LOOP, "return new[0] if new else self.descend(leaf)", "return leaf", LOOP_TEST),
     # Waves.
     (
         WAVES,
@@ -56,10 +55,10 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         WAVES_TEST,
     ),
     (WAVES, "        node.in_flight -= 1\n", "", WAVES_TEST),
-    (WAVES, "if leaf not in new or leaf not in leaves[:i]:", "if leaf not in leaves[:i]:", WAVES_TEST),
-    (WAVES, "if leaf not in new or leaf not in leaves[:i]:", "if True:", WAVES_TEST),
-    (WAVES, "        child.in_flight += 1\n", "", "tests/llm_mcts/search/test_anytime.py"),
-    (WAVES, "child = new.pop(0)", "child = new.pop()", "tests/golden"),
+    (WAVES, "if leaf not in unvalued or leaf not in leaves[:i]:", "if leaf not in leaves[:i]:", WAVES_TEST),
+    (WAVES, "if leaf not in unvalued or leaf not in leaves[:i]:", "if True:", WAVES_TEST),
+    (WAVES, "            resumed[-1].in_flight += 1\n", "", "tests/llm_mcts/search/test_anytime.py"),
+    (WAVES, "grown[leaf].pop(0)", "grown[leaf].pop()", "tests/golden"),
     # Expansion.
     (EXPANSION, "ceil(k * float(visits**alpha))", "floor(k * float(visits**alpha))", EXPANSION_TEST),
     (EXPANSION, "floor(alpha * importance) + 1", "floor(alpha * importance)", EXPANSION_TEST),
@@ -67,23 +66,23 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (EXPANSION, "abs(child.value - node.value)", "(child.value - node.value)", "tests/golden"),
     (
         EXPANSION,
-        "self.requested.get(node, 0) + self.reserved[node] < width",
-        "self.requested.get(node, 0) < width",
+        "self._requested.get(node, 0) + self._reserved[node] < width",
+        "self._requested.get(node, 0) < width",
         "tests/golden",
     ),
     (EXPANSION, "step.logprob / step.num_tokens / temperature", "step.logprob / temperature", SELECTION_TEST),
     (EXPANSION, "node.depth < self.max_depth", "node.depth <= self.max_depth", "tests/llm_mcts/search/test_anytime.py"),
     (EXPANSION, "                set_priors(node, old)\n", "", "tests/llm_mcts/search/test_anytime.py"),
-    (EXPANSION, "        self.reserved.clear()\n", "", "tests/llm_mcts/search/test_anytime.py"),
+    (EXPANSION, "        self._reserved.clear()\n", "", "tests/llm_mcts/search/test_anytime.py"),
     (EXPANSION, "(1 - share) * p + share * g / total", "p + share * g / total", EXPANSION_TEST),
     (MERGING, "step.answer == other.answer and", "", "tests/llm_mcts/search/test_merging.py"),
     (MERGING, "n + len(siblings) - len(known), draw)", "n, draw)", "tests/llm_mcts/search/test_merging.py"),
     # Evaluation, normalisation, explored branches.
     (EVALUATION, "weight * sum(scores) / len(scores)", "weight * sum(scores)", "tests/llm_mcts/search/test_evaluation.py"),
     (EVALUATION, "(1 - before) / (missing + 1)", "(1 - before) / max(missing, 1)", "tests/llm_mcts/search/test_presets.py"),
-    (NORMALISATION, "min(low, *means), max(high, *means)", "min(means), max(means)", NORMALISATION_TEST),
-    (NORMALISATION, "return high - low or 1.0", "return 1.0", NORMALISATION_TEST),
-    (NORMALISATION, "        values.append(node.q_value)\n", "        pass\n", NORMALISATION_TEST),
+    (SELECTION, "min(low, *means), max(high, *means)", "min(means), max(means)", NORMALISATION_TEST),
+    (SELECTION, "return high - low or 1.0", "return 1.0", NORMALISATION_TEST),
+    (SELECTION, "        values.append(node.q_value)\n", "        pass\n", NORMALISATION_TEST),
     (EXPLORED, "            node = node.parent\n", "            break\n", "tests/llm_mcts/search/test_explored.py"),
     (EXPLORED, "node.depth >= self.max_depth", "node.depth > self.max_depth", "tests/llm_mcts/search/test_explored.py"),
     # Gumbel.
@@ -104,7 +103,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (VOTING, "        if trace.state.answer is not None:\n", "        if True:\n", "tests/llm_mcts/search/test_voting.py"),
     (VOTING, "return first - second > left", "return first - second >= left", BUDGET_TEST),
     (VOTING, "best.score == 1.0", "best.score > 0.9", BUDGET_TEST),
-    (MCTS, "left + config.num_parallel - 1)", "left)", BUDGET_TEST),
+    (MCTS, "left += config.num_parallel - 1", "pass", BUDGET_TEST),
     (MCTS, "left * max(1, config.rollouts)", "left", BUDGET_TEST),
     (MCTS, "(tree.root.visit_count - 1)", "tree.root.visit_count", "tests/llm_mcts/search/test_mcts.py"),
     (
@@ -136,5 +135,5 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (TREE, "state.steps[node.depth :]", "state.steps", TREE_TEST),
     (TREE, 'row.get("answer"))', "None)", TREE_TEST),
     (TREE, 'row["logprob"], row["tokens"]', 'row["logprob"], 1', TREE_TEST),
-    (TREE, "                        counts[node] = row[name]\n", "                        pass\n", TREE_TEST),
+    (TREE, "tree.annotations[name][node] = row[name]", "pass", TREE_TEST),
 ]

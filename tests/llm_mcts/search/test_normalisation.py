@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llm_mcts.search.normalisation import TreeSpan, siblings_span
+from llm_mcts.search.selection import TreeSpan, siblings_span
 from llm_mcts.tree import Tree
 from tests.search_cases import PLAIN, parent, statistics, traced_tree
 
