@@ -43,7 +43,7 @@ def solution(*lines: str, answer: str | None = None, question: str = QUESTION) -
 
 
 class ListedPolicy:
-    """Proposes what `steps` lists for a state's text; a roll-out answers `answer` at once."""
+    """Proposes what `steps` lists for a state's text; a rollout answers `answer` at once."""
 
     def __init__(self, steps: Mapping[str, Sequence[Step]], answer: str = "1") -> None:
         self.steps, self.answer = steps, answer
@@ -223,7 +223,7 @@ class SecretGame:
         right = sum(step.text == choice for step, choice in zip(state.steps, self.secret, strict=False))
         if state.terminal:
             return right / self.depth
-        # The mean over all ways to go on, off by at most `noise`.
+        # The mean over all completions, off by at most `noise`.
         mean = (right + (self.depth - len(state.steps)) / self.width) / self.depth
         off = self.noise * (2 * random.Random(f"{self.number} {state.text}").random() - 1)
         return min(1.0, max(0.0, mean + off))
@@ -283,7 +283,7 @@ def leaf_values(node: Node) -> list[float]:
 
 
 def check_q_range(tree: Tree) -> None:
-    """A mean lies between the least and the greatest of what it is the mean of."""
+    """A mean lies between the minimum and the maximum of what it is the mean of."""
     for node in tree.nodes():
         if node.visit_count:
             values = leaf_values(node)

@@ -247,7 +247,7 @@ def test_a_cancelled_search_leaves_nothing_behind(name: str, free: int) -> None:
     check_idle(tree)
     check_value_sums(tree)
     assert all(node.value is not None for node in tree.nodes() if node.visit_count and node.parent)
-    # The tree is whole: it goes on as if nothing had happened.
+    # The tree is whole: it resumes as if nothing had happened.
     assert summary(search(name, tree)) == summary(search(name))
 
 
@@ -327,7 +327,7 @@ def test_what_a_tree_holds_is_free_also_at_the_limit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["beam", "dvts", "mcts"])
-def test_the_greatest_depth_counts_from_the_question(name: str) -> None:
+def test_the_maximum_depth_counts_from_the_question(name: str) -> None:
     tree = search(name).tree
     assert tree is not None
     step = next(node for node in tree.nodes() if node.depth == 2 and not node.terminal and node.visit_count)

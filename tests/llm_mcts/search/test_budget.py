@@ -43,7 +43,7 @@ LARGE: dict[str, tuple[dict[str, Any], int, int]] = {
     "mcts": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 4, 2 * (4 + 5)),
     "alphago": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 4, 2 * (4 + 5)),
     "alphazero": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 2, 2 * 4),
-    # up to 6 draws of one step, 4 roll-outs
+    # up to 6 draws of one step, 4 rollouts
     "alphallm": ({"num_simulations": 500, "num_parallel": 2}, 2 * 7, 2 * (6 + 20)),
     # a round: up to 8 simulations
     "gumbel": ({"num_simulations": 500, "expansion_width": 4}, 16, 8 * (4 + 5)),
@@ -288,7 +288,7 @@ def test_early_stop_changes_no_answer_among_ties(name: str, answer: Any) -> None
 
 
 def test_dvts_stops_when_its_finished_paths_outvote_the_others() -> None:
-    # Three subtrees; two end at once in answer 1, the third goes on. Two votes to one at most: settled after the first depth.
+    # Three subtrees; two end at once in answer 1, the third continues. Two votes to one at most: settled after the first depth.
     class Turns(ListedPolicy):
         async def propose(self, state: State, n: int, seed: int) -> list[Step]:
             self.proposed.append(state.text)

@@ -69,7 +69,7 @@ def test_importance_width_by_hand(importance: float, alpha: float, c_min: int, c
     assert importance_width(importance, alpha, c_min, c_max) == width
 
 
-def test_importance_is_the_greatest_difference_from_the_parent() -> None:
+def test_importance_is_the_largest_difference_from_the_parent() -> None:
     # |0.9 - 0.5| = 0.4, |0.3 - 0.5| = 0.2; the third child has not been evaluated.
     node = node_with(0.5, [(0.9, 3, 0.0), (0.3, 1, 0.0), (None, 0, 0.0)])
     assert value_importance(node) == pytest.approx(0.4)
@@ -77,7 +77,7 @@ def test_importance_is_the_greatest_difference_from_the_parent() -> None:
     assert value_importance(node_with(0.5, [])) == 0.0
 
 
-def test_the_codes_importance_is_the_greatest_difference_from_the_mean() -> None:
+def test_the_codes_importance_is_the_largest_difference_from_the_mean() -> None:
     # Q: 1.8/2 = 0.9, 0.6/3 = 0.2, 0.4/1 = 0.4, mean 0.5: |0.9 - 0.5| = 0.4, |0.2 - 0.5| = 0.3. Unvisited: left out.
     node = node_with(0.1, [(0.9, 2, 1.8), (0.3, 3, 0.6), (0.4, 1, 0.4), (None, 0, 0.0)])
     assert mean_importance(node) == pytest.approx(0.4)

@@ -96,7 +96,7 @@ def test_answer_by_vote_value_and_visits() -> None:
     assert (results["vote"].answer, results["vote"].confidence) == ("2", pytest.approx(0.5625))
     assert results["vote"].state.text == "2 = #### 2"  # the better of the two
     assert (results["best"].answer, results["best"].confidence) == ("1", 0.6)
-    # visits: "1" has the greatest prior and value; its share of the 30 visits below the root.
+    # visits: "1" has the highest prior and value; its share of the 30 visits below the root.
     tree = results["visits"].tree
     assert tree is not None
     assert results["visits"].answer == "1"

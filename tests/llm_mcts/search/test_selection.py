@@ -108,7 +108,7 @@ def check_alphago_formula(rule: Rule) -> None:
 
 
 def check_alphago_first_choice_follows_the_prior(rule: Rule) -> None:
-    # sum N = 0 leaves no exploration at all: the limit of a small positive sum decides, the greatest prior.
+    # sum N = 0 leaves no exploration at all: the limit of a small positive sum decides, the highest prior.
     assert winner(rule, parent(1, 0.3, [(0, 0.0, 0.2), (0, 0.0, 0.5), (0, 0.0, 0.3)]), 5.0) == "B"
 
 
