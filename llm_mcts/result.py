@@ -19,7 +19,7 @@ class SearchResult:
     confidence: float
     """In [0, 1]: the chosen answer's share of the votes, visits or scores that decided (see each search)."""
     traces: list[Trace]
-    """Every whole solution seen, roll-outs included."""
+    """Every whole solution seen, rollouts included."""
     tree: Tree | None = None
     usage: Usage = field(default_factory=Usage)
 

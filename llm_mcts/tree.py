@@ -14,30 +14,17 @@ FORMAT_VERSION = 1
 """Of a saved tree; a record with another one is refused."""
 Scorer = Literal["critic", "agreement"]
 _ROOT_STEP = Step("")
-_STATISTICS = ("visit_count", "value_sum", "value", "width", "asked")
+_STATISTICS = {"visits": "visit_count", "value_sum": "value_sum", "value": "value"}
+"""JSON key -> attribute of a node."""
+_ANNOTATIONS = ("draw", "width", "asked")
 
 
 class Node:
     """One reasoning step in the tree."""
 
-    __slots__ = (
-        "asked",
-        "children",
-        "depth",
-        "draw",
-        "in_flight",
-        "index",
-        "open",
-        "parent",
-        "prior",
-        "step",
-        "value",
-        "value_sum",
-        "visit_count",
-        "width",
-    )
+    __slots__ = ("children", "depth", "in_flight", "index", "parent", "prior", "step", "value", "value_sum", "visit_count")
 
-    def __init__(self, step: Step, prior: float = 1.0, parent: "Node | None" = None, index: int = 0, draw: int = 0) -> None:
+    def __init__(self, step: Step, prior: float = 1.0, parent: "Node | None" = None, index: int = 0) -> None:
         self.step = step
         self.prior = prior
         self.parent = parent
@@ -45,21 +32,13 @@ class Node:
         """Position among the siblings."""
         self.depth: int = 0 if parent is None else parent.depth + 1
         """Steps before and including this one."""
-        self.draw = draw
-        """Which of its parent's proposals, counted from 0, brought this step, where a search asks for several."""
         self.children: list[Node] = []
-        self.open = self.children
-        """The children that a search may go to: all, or those below which there is something new."""
         self.visit_count = 0
         self.value_sum = 0.0
         self.in_flight = 0
-        """Simulations that went through here and have not been backed up yet."""
+        """Simulations that went through here and have not been backed up yet. Not saved: a saved tree has none."""
         self.value: float | None = None
         """The node's own leaf value in [0, 1], once evaluated."""
-        self.width = 0
-        """Children it may have, where a search widens its nodes with time."""
-        self.asked = 0
-        """Children it was to be given so far, repetitions of earlier ones included, where a search widens its nodes."""
 
     @property
     def q_value(self) -> float:
@@ -98,7 +77,11 @@ class Tree:
         self.scored_by: Scorer = "critic"
         """Who gave the scores: a critic, or agreement with the other solutions, which is a count of votes and no score."""
         self.value_range: tuple[float, float] | None = None
-        """Least and greatest mean value met so far, where a search keeps them (MuZero's normalisation)."""
+        """Minimum and maximum of the mean values met so far, where a search keeps them (MuZero's normalisation)."""
+        self.annotations: dict[str, dict[Node, int]] = {name: {} for name in _ANNOTATIONS}
+        """Counts that parts of a search keep for some nodes and that are saved with them; 0 where there is none. draw: which of
+        the parent's proposals brought the step (dvts). width, asked: children that a node may have, and was to be given so
+        far (widening)."""
 
     @classmethod
     def of_samples(cls, question: str, traces: Sequence[Trace]) -> "Tree":
@@ -108,17 +91,26 @@ class Tree:
         return tree
 
     @classmethod
-    def of(cls, question: str, tree: "Tree | None" = None) -> "Tree":
-        """A tree from an earlier search of `question`, or a new one.
+    def of(cls, question: str, tree: "Tree | None" = None, scored_by: Scorer = "critic") -> "Tree":
+        """A tree from an earlier search of `question`, or a new one, that is to be scored by `scored_by`.
 
         Raises:
-            DataError: the tree is another question's.
+            DataError: the tree is another question's, or has scores of another kind, which must not be mixed.
         """
-        if tree is None:
-            return cls(question)
+        tree = cls(question) if tree is None else tree
         if tree.question != question:
             raise DataError(f"the tree is of question {tree.question!r}; expected one of {question!r}")
+        if tree.scored_by != scored_by and tree.has_scores():
+            remedy = "give it a critic" if tree.scored_by == "critic" else "search it without a critic"
+            raise DataError(
+                f"the tree was scored by {tree.scored_by}, and this search scores by {scored_by}; {remedy}, or start a new tree"
+            )
+        tree.scored_by = scored_by
         return tree
+
+    def has_scores(self) -> bool:
+        """Whether any node or rollout has been scored."""
+        return any(node.value is not None for node in self.nodes()) or any(score is not None for _, _, score in self.rollouts)
 
     def state(self, node: Node) -> State:
         """The question and the steps on the way to `node`."""
@@ -151,12 +143,10 @@ class Tree:
             raise ValueError(f"node '{node.key()}' has children already; expand a leaf")
         node.children += [Node(s, p, node, i) for i, (s, p) in enumerate(zip(steps, priors, strict=True))]
 
-    def add_child(self, node: Node, step: Step, draw: int = 0) -> Node:
-        """One more child, that proposal `draw` brought; its prior is for the caller to set."""
-        child = Node(step, 1.0, node, len(node.children), draw)
+    def add_child(self, node: Node, step: Step) -> Node:
+        """One more child; its prior is for the caller to set."""
+        child = Node(step, 1.0, node, len(node.children))
         node.children.append(child)
-        if node.open is not node.children:
-            node.open.append(child)
         return child
 
     def subtree(self, node: Node) -> "Tree":
@@ -170,11 +160,13 @@ class Tree:
         copies = {node: part.root}
         for original in _below(node):
             if original is not node:
-                parent = copies[original.parent]  # type: ignore[index]
-                copies[original] = Node(original.step, original.prior, parent, original.index, original.draw)
-                parent.children.append(copies[original])
-            for name in _STATISTICS:
+                copies[original] = part.add_child(copies[original.parent], original.step)  # type: ignore[index]
+                copies[original].prior = original.prior
+            for name in _STATISTICS.values():
                 setattr(copies[original], name, getattr(original, name))
+        for name, counts in self.annotations.items():
+            part.annotations[name] = {copies[n]: count for n, count in counts.items() if n in copies}
+        part.annotations["draw"].pop(part.root, None)  # it has no siblings here
         part.rollouts = [(copies[n], state, score) for n, state, score in self.rollouts if n in copies]
         return part
 
@@ -193,7 +185,7 @@ class Tree:
 
     @property
     def size(self) -> int:
-        """Nodes and roll-outs: what a policy has written here."""
+        """Nodes and rollouts: what a policy has written here."""
         return len(self) + len(self.rollouts)
 
     def __len__(self) -> int:
@@ -201,11 +193,12 @@ class Tree:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy of what the tree is, without what it cost: equal searches write equal records."""
-        number: dict[Node, int] = {}
+        number: dict[Node | None, int] = {node: i for i, node in enumerate(self.nodes())}
         rows = []
-        for i, node in enumerate(self.nodes()):
-            number[node] = i
-            rows.append(_node_to_dict(node, None if node.parent is None else number[node.parent]))
+        for node in self.nodes():
+            row = {"parent": number.get(node.parent), **_step_to_dict(node.step), "prior": node.prior}
+            row |= {key: getattr(node, name) for key, name in _STATISTICS.items()}
+            rows.append(row | {name: counts[node] for name, counts in self.annotations.items() if counts.get(node)})
         rollouts = [
             {"node": number[node], "steps": [_step_to_dict(s) for s in state.steps[node.depth :]], "score": score}
             for node, state, score in self.rollouts
@@ -232,7 +225,9 @@ class Tree:
         try:
             prefix = tuple(_step_from_dict(row) for row in data.get("prefix", ()))
             tree = cls(data["question"], prefix, data.get("origin", ""))
-            tree.scored_by = _scorer(data["scored_by"])
+            tree.scored_by = data["scored_by"]
+            if tree.scored_by not in get_args(Scorer):
+                raise ValueError(f"scored_by is {tree.scored_by!r}")
             if "value_range" in data:
                 low, high = data["value_range"]
                 tree.value_range = low, high
@@ -240,8 +235,11 @@ class Tree:
                 raise DataError("a tree record is broken (no node); expected at least the root")
             nodes: list[Node] = []
             for i, row in enumerate(data["nodes"]):
-                nodes.append(_node_from_dict(row, i, nodes) if i else tree.root)
-                _read_statistics(nodes[-1], row)
+                nodes.append(node := tree._read_child(row, nodes) if i else tree.root)
+                for key, name in _STATISTICS.items():
+                    setattr(node, name, row[key])
+                for name in tree.annotations.keys() & row.keys():
+                    tree.annotations[name][node] = row[name]
             for row in data["rollouts"]:
                 node = nodes[row["node"]]
                 steps = tuple(_step_from_dict(s) for s in row["steps"])
@@ -249,6 +247,14 @@ class Tree:
         except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise DataError(f"a tree record is broken ({error!r}); expected what Tree.to_dict writes") from error
         return tree
+
+    def _read_child(self, row: dict[str, Any], nodes: Sequence[Node]) -> Node:
+        """The node of a row that is not the first, below its parent, which is one of `nodes`."""
+        if not 0 <= row["parent"] < len(nodes):
+            raise DataError(f"a tree record is broken (node {len(nodes)} has parent {row['parent']}); expected an earlier one")
+        child = self.add_child(nodes[row["parent"]], _step_from_dict(row))
+        child.prior = row["prior"]
+        return child
 
 
 def _below(node: Node) -> Iterator[Node]:
@@ -258,36 +264,6 @@ def _below(node: Node) -> Iterator[Node]:
         node = stack.pop()
         yield node
         stack.extend(reversed(node.children))
-
-
-def _scorer(name: Any) -> Scorer:
-    if name not in get_args(Scorer):
-        raise ValueError(f"scored_by is {name!r}")
-    scorer: Scorer = name
-    return scorer
-
-
-def _node_to_dict(node: Node, parent: int | None) -> dict[str, Any]:
-    """A node as JSON fields; what is seldom used only where it is set."""
-    fields: dict[str, Any] = {"parent": parent, **_step_to_dict(node.step), "prior": node.prior}
-    fields |= {"visits": node.visit_count, "value_sum": node.value_sum, "value": node.value}
-    seldom = {"draw": node.draw, "width": node.width, "asked": node.asked}
-    return fields | {name: value for name, value in seldom.items() if value}
-
-
-def _node_from_dict(row: dict[str, Any], number: int, nodes: list[Node]) -> Node:
-    """The node that `_node_to_dict` wrote, below its parent, which is one of `nodes`."""
-    if not 0 <= row["parent"] < number:
-        raise DataError(f"a tree record is broken (node {number} has parent {row['parent']}); expected an earlier one")
-    parent = nodes[row["parent"]]
-    node = Node(_step_from_dict(row), row["prior"], parent, len(parent.children), row.get("draw", 0))
-    parent.children.append(node)
-    return node
-
-
-def _read_statistics(node: Node, row: dict[str, Any]) -> None:
-    node.visit_count, node.value_sum, node.value = row["visits"], row["value_sum"], row["value"]
-    node.width, node.asked = row.get("width", 0), row.get("asked", 0)
 
 
 def _step_to_dict(step: Step) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Wall-clock of many searches at once on an engine with a known price, against the least that price allows.
+"""Wall-clock of many searches at once on an engine with a known price, compared with the minimum that price allows.
 
     python scripts/bench_latency.py [--json] [--questions 64] [--simulations 64] [--parallel 4]
 

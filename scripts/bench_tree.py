@@ -5,7 +5,7 @@
 
 The policy and the value model are dummies: 4 steps a place, depth 8, values from a fixed stream, so what is timed is
 selection, expansion, backup and the calls between them. Every simulation calls the evaluator once. Other libraries run
-beside it, in turn, where `make bench-peers` has installed them: same branching, same depth, as many evaluator calls.
+next to it, in turn, where `make bench-peers` has installed them: same branching, same depth, as many evaluator calls.
 """
 
 import argparse

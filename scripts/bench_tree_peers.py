@@ -148,7 +148,7 @@ def open_spiel(calls: int) -> Callable[[], int]:
 
 
 def llm_reasoners(calls: int) -> Callable[[], int]:
-    """LLM Reasoners' MCTS; an iteration goes on to the end of the solution, so iterations are fewer than evaluations."""
+    """LLM Reasoners' MCTS; an iteration runs to the end of the solution, so iterations are fewer than evaluations."""
     from reasoners import SearchConfig, WorldModel
     from reasoners.algorithm import MCTS
 

@@ -3,9 +3,9 @@
 
     python scripts/solvable.py --out docs/solvable [--games 30] [--budgets 16 64 256 1024 4096]
 
-Every step adds a random amount in [0, 1] to its solution; a solution is worth the mean over its steps, stretched so that the
-best of all is worth 1 and the worst 0. Regret is 1 minus the worth of the chosen solution. The critic knows a whole
-solution's worth exactly and guesses an unfinished one's, off by up to 0.15; the policy prefers better steps, mildly.
+Every step adds a random amount in [0, 1] to its solution; a solution's value is the mean over its steps, stretched so that the
+best of all has 1 and the worst 0. Regret is 1 minus the value of the chosen solution. The critic knows a whole solution's
+value exactly and guesses an unfinished one's, off by up to 0.15; the policy prefers better steps, mildly.
 
     plain              as above
     misleading prior   the policy prefers worse steps as much as it preferred better ones
@@ -22,8 +22,8 @@ import csv
 import json
 import random
 import time
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from math import exp, log
 from pathlib import Path
 from statistics import mean, stdev
@@ -40,75 +40,93 @@ VARIANTS: tuple[Variant, ...] = ("plain", "misleading prior", "misleading value"
 LETTERS = "abcdefgh"
 
 
+@cache
+def amounts(number: int) -> Callable[[str], float]:
+    """What each step of a game adds to its solution, by its path; the same for all variants."""
+    return cache(lambda path: random.Random(f"{number} {path}").random())
+
+
+@cache
+def extremes(number: int, width: int, depth: int) -> tuple[float, float]:
+    """Maximum and minimum sum of any solution, by enumeration."""
+    amount = amounts(number)
+
+    def below(path: str, total: float) -> tuple[float, float]:
+        if len(path) == depth:
+            return total, total
+        ends = [below(path + x, total + amount(path + x)) for x in LETTERS[:width]]
+        return max(high for high, _ in ends), min(low for _, low in ends)
+
+    return below("", 0.0)
+
+
 class StepGame:
     """The task above: a policy, a critic, and the truth."""
 
     def __init__(self, number: int, variant: Variant = "plain", width: int = 4, depth: int = 7, noise: float = 0.15) -> None:
         self.number, self.variant, self.width, self.depth, self.noise = number, variant, width, depth, noise
-        self.amount = cache(lambda path: random.Random(f"{number} {path}").random())
-        self.best, self.worst = self._extremes("", 0.0)
+        self.amount = amounts(number)
+        self.best, self.worst = extremes(number, width, depth)
+        self._steps = lru_cache(4096)(self._steps_after)
 
-    def _extremes(self, path: str, total: float) -> tuple[float, float]:
-        """Greatest and least sum of any solution that begins with `path`, by enumeration."""
-        if len(path) == self.depth:
-            return total, total
-        ends = [self._extremes(path + x, total + self.amount(path + x)) for x in LETTERS[: self.width]]
-        return max(high for high, _ in ends), min(low for _, low in ends)
-
-    def worth(self, path: str) -> float:
-        """A whole solution's worth in [0, 1]."""
+    def value(self, path: str) -> float:
+        """A whole solution's value in [0, 1]."""
         total = sum(self.amount(path[: i + 1]) for i in range(self.depth))
         return (total - self.worst) / (self.best - self.worst)
 
     def regret(self, result: SearchResult) -> float:
-        """1 minus the worth of the chosen solution; 1 where there is none."""
-        return 1.0 if result.answer is None else 1.0 - self.worth(result.answer)
+        """1 minus the value of the chosen solution; 1 where there is none."""
+        return 1.0 if result.answer is None else 1.0 - self.value(result.answer)
 
-    def _steps(self, state: State) -> list[Step]:
-        """All next steps with the policy's log-probabilities."""
-        path = "".join(step.text for step in state.steps)
+    def _steps_after(self, path: str) -> tuple[list[Step], list[float]]:
+        """All next steps, and the policy's probabilities of them."""
         sign = -2.0 if self.variant == "misleading prior" else 2.0
         weights = [exp(sign * self.amount(path + x)) for x in LETTERS[: self.width]]
         end = len(path) + 1 == self.depth
-        return [
+        steps = [
             Step(x, log(w / sum(weights)), 1, end, path + x if end else None)
             for x, w in zip(LETTERS[: self.width], weights, strict=True)
         ]
+        return steps, [exp(step.logprob) for step in steps]
 
     async def propose(self, state: State, n: int, seed: int) -> list[Step]:
         """`n` sampled steps, equal ones once; all steps where that is at least twice as many."""
-        steps = self._steps(state)
+        steps, probabilities = self._steps(_path(state))
         if n >= 2 * self.width:
             return steps
-        drawn = random.Random(seed).choices(steps, [exp(step.logprob) for step in steps], k=n)
+        drawn = random.Random(seed).choices(steps, probabilities, k=n)
         return list(dict.fromkeys(drawn))
 
     async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
         """`n` sampled completions, or the most likely one at temperature 0."""
         draw, ends = random.Random(seed), []
         for _ in range(n):
-            end = state
-            while not end.terminal:
-                steps = self._steps(end)
-                if temperature == 0.0:
-                    end = end.then(max(steps, key=lambda step: step.logprob))
-                else:
-                    end = end.then(*draw.choices(steps, [exp(step.logprob) for step in steps]))
-            ends.append(end)
+            path, written = _path(state), []
+            while len(path) < self.depth:
+                steps, probabilities = self._steps(path)
+                likely = max(steps, key=lambda step: step.logprob)
+                written.append(likely if temperature == 0.0 else draw.choices(steps, probabilities)[0])
+                path += written[-1].text
+            ends.append(state.then(*written))
         return ends
 
     async def score(self, states: Sequence[State]) -> list[float]:
-        """The worth of whole solutions, a guess at the mean worth below unfinished ones."""
-        return [self._score("".join(step.text for step in state.steps)) for state in states]
+        """The value of whole solutions, a guess at the mean value below unfinished ones."""
+        return [self._score(_path(state)) for state in states]
 
     def _score(self, path: str) -> float:
         if len(path) == self.depth:
-            return min(1.0, max(0.0, self.worth(path)))
+            return min(1.0, max(0.0, self.value(path)))
         total = sum(self.amount(path[: i + 1]) for i in range(len(path))) + 0.5 * (self.depth - len(path))
         guess = (total - self.worst) / (self.best - self.worst)
         guess += self.noise * (2 * random.Random(f"guess {self.number} {path}").random() - 1)
         guess = min(1.0, max(0.0, guess))
         return 1.0 - guess if self.variant == "misleading value" else guess
+
+
+def _path(state: State) -> str:
+    """The letters of the steps so far."""
+    return "".join([step.text for step in state.steps])
 
 
 def settings(name: str, budget: int) -> dict[str, Any]:
@@ -132,7 +150,8 @@ def settings(name: str, budget: int) -> dict[str, Any]:
 
 
 def _alphallm_parts() -> tuple[Any, Any]:
-    from llm_mcts.search.expansion import MergeConfig, WideningConfig
+    from llm_mcts.search.expansion import WideningConfig
+    from llm_mcts.search.merging import MergeConfig
 
     widening = WideningConfig(
         kind="importance", alpha=10.0, min_children=2, max_children=8, root_min_children=8, root_max_children=8
@@ -147,17 +166,21 @@ NAMES.insert(NAMES.index("alphago"), "mcts_uct")
 NAMES.insert(NAMES.index("alphago"), "mcts_explore")
 
 
-def play(name: str, game: StepGame, budget: int, **changes: Any) -> SearchResult:
+async def play(name: str, game: StepGame, budget: int, **changes: Any) -> SearchResult:
     """One search of one game."""
     search, cls = SEARCHES["mcts" if name.startswith("mcts_") else name]
     config = cls(**{**settings(name, budget), **changes})
-    result: SearchResult = asyncio.run(search(f"game {game.number}", game, game, config, game.number))
+    result: SearchResult = await search(f"game {game.number}", game, game, config, game.number)
     return result
 
 
 def regrets(name: str, variant: Variant, budget: int, games: int, **changes: Any) -> list[float]:
     """The regret of each game."""
-    return [game_of(i, variant).regret(play(name, game_of(i, variant), budget, **changes)) for i in range(games)]
+
+    async def played() -> list[float]:
+        return [game.regret(await play(name, game, budget, **changes)) for game in (game_of(i, variant) for i in range(games))]
+
+    return asyncio.run(played())
 
 
 @cache
@@ -194,7 +217,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             )
         axis.set(title=variant, xscale="log", yscale="log", xlabel="simulations, samples or candidates a depth")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"mean regret (1 - worth of the chosen solution), at least {FLOOR}")
+    axes[0].set_ylabel(f"mean regret (1 - value of the chosen solution), at least {FLOOR}")
     axes[-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left", frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -1,7 +1,6 @@
 """What the tests of the searches share: scripted policies and critics, a game with a known optimum, checks of a tree.
 
-The checks are functions that raise AssertionError, so that tests can apply them to the true code and to code with an
-error planted in it.
+The checks are functions that raise AssertionError.
 """
 
 import asyncio
@@ -13,15 +12,19 @@ from dataclasses import astuple
 from math import log
 from typing import Any, TypeVar
 
+import pytest
+
 from llm_mcts.engines.base import Request
 from llm_mcts.engines.scripted import Script, ScriptedEngine
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.result import SearchResult
 from llm_mcts.search import SEARCHES
-from llm_mcts.search.expansion import MergeConfig, WideningConfig
+from llm_mcts.search.expansion import WideningConfig
+from llm_mcts.search.mcts import MCTSConfig, mcts
+from llm_mcts.search.merging import MergeConfig
 from llm_mcts.tree import Node, Tree
-from llm_mcts.types import State, Step
+from llm_mcts.types import Critic, Policy, State, Step
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ def solution(*lines: str, answer: str | None = None, question: str = QUESTION) -
 
 
 class ListedPolicy:
-    """Proposes what `steps` lists for a state's text; a roll-out answers `answer` at once."""
+    """Proposes what `steps` lists for a state's text; a rollout answers `answer` at once."""
 
     def __init__(self, steps: Mapping[str, Sequence[Step]], answer: str = "1") -> None:
         self.steps, self.answer = steps, answer
@@ -73,6 +76,51 @@ class NoiseCritic:
 
     async def score(self, states: Sequence[State]) -> list[float]:
         return [random.Random(f"{s.question}|{s.text}").random() for s in states]
+
+
+def parent(visits: int, value_sum: float, children: Sequence[tuple[int, float, float]], in_flight: Sequence[int] = ()) -> Node:
+    """A node whose children A, B, … have these (visits, value sum, prior) and simulations in flight."""
+    node = Node(Step(""))
+    node.visit_count, node.value_sum = visits, value_sum
+    for i, (n, w, p) in enumerate(children):
+        child = Node(Step("ABCDEF"[i]), p, node, i)
+        child.visit_count, child.value_sum = n, w
+        child.in_flight = in_flight[i] if in_flight else 0
+        node.in_flight += child.in_flight
+        node.children.append(child)
+    return node
+
+
+# A tree that is small enough to trace by hand: the policy's steps, the critic's values, and one simulation after the other.
+
+
+def traced_step(text: str, p: float, answer: str | None = None) -> Step:
+    return Step(text, log(p), 1, answer is not None, answer)
+
+
+TRACED_STEPS = {
+    "": [traced_step("a", 0.6), traced_step("b", 0.4)],
+    "a": [traced_step("c", 0.5), traced_step("d", 0.5)],
+    "b": [traced_step("#### 1", 0.7, "1"), traced_step("e", 0.3)],
+}
+TRACED_VALUES = {"": 0.5, "a": 0.2, "b": 0.8, "b\n#### 1": 1.0, "b\ne": 0.4, "a\nc": 0.1, "a\nd": 0.3, "a\n#### 5": 0.6}
+PLAIN = MCTSConfig(num_simulations=3, c_puct=1.0, rollouts=0, rollout_weight=0.0, num_parallel=1)
+
+
+def traced(config: MCTSConfig, policy: Policy | None = None, critic: Critic | None = None, seed: int = 0) -> SearchResult:
+    return run(
+        mcts(QUESTION, policy or ListedPolicy(TRACED_STEPS), critic or TableCritic(TRACED_VALUES, default=0.5), config, seed)
+    )
+
+
+def traced_tree(config: MCTSConfig, policy: Policy | None = None, critic: Critic | None = None, seed: int = 0) -> Tree:
+    tree = traced(config, policy, critic, seed).tree
+    assert tree is not None
+    return tree
+
+
+def statistics(tree: Tree) -> dict[str, tuple[int, float]]:
+    return {n.key(): (n.visit_count, pytest.approx(n.value_sum)) for n in tree.nodes() if n.visit_count}
 
 
 def tree_cases() -> dict[str, tuple[Callable[..., Any], Any]]:
@@ -175,7 +223,7 @@ class SecretGame:
         right = sum(step.text == choice for step, choice in zip(state.steps, self.secret, strict=False))
         if state.terminal:
             return right / self.depth
-        # The mean over all ways to go on, off by at most `noise`.
+        # The mean over all completions, off by at most `noise`.
         mean = (right + (self.depth - len(state.steps)) / self.width) / self.depth
         off = self.noise * (2 * random.Random(f"{self.number} {state.text}").random() - 1)
         return min(1.0, max(0.0, mean + off))
@@ -235,7 +283,7 @@ def leaf_values(node: Node) -> list[float]:
 
 
 def check_q_range(tree: Tree) -> None:
-    """A mean lies between the least and the greatest of what it is the mean of."""
+    """A mean lies between the minimum and the maximum of what it is the mean of."""
     for node in tree.nodes():
         if node.visit_count:
             values = leaf_values(node)

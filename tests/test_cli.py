@@ -1,6 +1,5 @@
 """The command line on bad input: one clear line, exit status 2, no traceback, nothing lost; and on good input, JSON."""
 
-import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,9 +9,8 @@ import pytest
 
 from llm_mcts.cli import main
 from llm_mcts.runs.directory import load_tree, save_tree
+from llm_mcts.search import tree_search
 from llm_mcts.tree import Node, Tree
-
-mcts_module = importlib.import_module("llm_mcts.search.mcts")
 
 SMALL_SEARCH = ["--search.name", "mcts", "--search.num_simulations", "2", "--policy.max_solution_tokens", "16"]
 
@@ -211,19 +209,19 @@ def test_a_tree_for_a_search_without_one(refused: Callable[[list[str]], str], ti
 def test_an_interrupted_search_keeps_its_tree(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true_backup, count = mcts_module.backup, iter(range(10**6))
+    true_backup, count = tree_search.backup, iter(range(10**6))
 
     def interrupted(leaf: Node) -> None:
         true_backup(leaf)
         if next(count) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(mcts_module, "backup", interrupted)
+    monkeypatch.setattr(tree_search, "backup", interrupted)
     more = ("--search.num_simulations", "20", "--search.num_parallel", "1")
     assert main(solve_into(tmp_path / "tree.json", tiny_model, *more)) == 130
     assert "interrupted" in capsys.readouterr().err
     assert load_tree(tmp_path / "tree.json").root.visit_count == 5
-    monkeypatch.setattr(mcts_module, "backup", true_backup)
+    monkeypatch.setattr(tree_search, "backup", true_backup)
     for file in ("tree.json", "whole.json"):
         assert main(solve_into(tmp_path / file, tiny_model, *more)) == 0
     assert outline(tmp_path / "tree.json") == outline(tmp_path / "whole.json")

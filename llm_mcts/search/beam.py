@@ -1,77 +1,72 @@
 """Beam searches guided by a critic: OVM's value-guided beam (arXiv 2311.09724) and DVTS.
 
-    beam   K candidate steps in all, b beams: each beam samples K / b next steps, the b best-valued of all go on
+    beam   K candidate steps in all, b beams: each beam samples K / b next steps, the b best-valued of all are kept
     dvts   n / m independent subtrees, each keeps the best of m candidate steps: less greedy on the whole, so more diverse
 
 A finished solution keeps its place among the candidates. Both grow a tree, and what a tree holds already is neither sampled
-nor scored again: a search that was stopped goes on by starting over on its tree.
+nor scored again: a search that was stopped resumes by starting over on its tree.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, DataError, PolicyError
+from llm_mcts.fields import AtLeast
 from llm_mcts.result import SearchResult
-from llm_mcts.search.budget import Limits, SearchConfig, check_counts, limited
+from llm_mcts.search.budget import Limits, SearchConfig, limited
 from llm_mcts.search.contracts import critic_scores, proposals
 from llm_mcts.search.expansion import priors, set_priors
-from llm_mcts.search.mcts import backup
-from llm_mcts.search.voting import Choice, check_choice, choose, settled
+from llm_mcts.search.tree_search import backup
+from llm_mcts.search.voting import Choice, choose, settled
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Critic, Policy, Step, Trace
 
 
 @dataclass(frozen=True)
-class BeamConfig(SearchConfig):
-    """Value-guided beam search."""
+class _StepConfig(SearchConfig):
+    """What beam and dvts have in common."""
 
-    num_candidates: int = 20
+    num_candidates: Annotated[int, AtLeast(1)] = 20
     """K: steps sampled at each depth, all beams together; a multiple of beam_width. OVM: 20 or 100."""
-    beam_width: int = 10
-    """b: beams kept at each depth, at least 1. OVM: 10 or 50."""
-    max_depth: int = 10
-    """Steps of a solution, at least 1; what is unfinished then has no answer. OVM: 10."""
-    answer: Literal["best", "majority", "vote"] = "best"
-    """best: the finished beam of highest value (OVM); majority or vote: over the finished beams."""
+    max_depth: Annotated[int, AtLeast(1)] = 10
+    """Steps of a solution; what is unfinished then has no answer. OVM: 10."""
+    answer: Choice = "best"
+    """best: the finished beam (subtree) of highest value; majority or vote: over the finished ones."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check("beam", self, ("num_candidates", "beam_width", "max_depth"))
-        if self.num_candidates % self.beam_width:
+    def _check_multiple(self, name: str) -> None:
+        if self.num_candidates % (width := getattr(self, name)):
             raise ConfigError(
-                f"beam.num_candidates is {self.num_candidates} with beam_width {self.beam_width}; expected a multiple of it"
+                f"{self.section}.num_candidates is {self.num_candidates} with {name} {width}; expected a multiple of it"
             )
 
 
 @dataclass(frozen=True)
-class DVTSConfig(SearchConfig):
-    """Diverse verifier tree search."""
+class BeamConfig(_StepConfig, section="beam"):
+    """Value-guided beam search."""
 
-    num_candidates: int = 16
-    """n: steps sampled at each depth, all subtrees together; a multiple of subtree_width."""
-    subtree_width: int = 4
-    """m: candidate steps of a subtree, at least 1; n / m is the number of subtrees."""
-    max_depth: int = 10
-    """Steps of a solution, at least 1; what is unfinished then has no answer."""
-    answer: Literal["best", "majority", "vote"] = "best"
-    """best: the subtree's solution that the critic likes best; majority or vote: over the subtrees."""
+    beam_width: Annotated[int, AtLeast(1)] = 10
+    """b: beams kept at each depth. OVM: 10 or 50."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("dvts", self, ("num_candidates", "subtree_width", "max_depth"))
-        if self.num_candidates % self.subtree_width:
-            raise ConfigError(
-                f"dvts.num_candidates is {self.num_candidates} with subtree_width {self.subtree_width}; "
-                "expected a multiple of it"
-            )
+        self._check_multiple("beam_width")
 
 
-def _check(search: str, config: BeamConfig | DVTSConfig, names: Sequence[str]) -> None:
-    check_choice(search, config.answer, ("best", "majority", "vote"))
-    check_counts(search, config, names)
+@dataclass(frozen=True)
+class DVTSConfig(_StepConfig, section="dvts"):
+    """Diverse verifier tree search."""
+
+    num_candidates: Annotated[int, AtLeast(1)] = 16
+    """n: steps sampled at each depth, all subtrees together; a multiple of subtree_width."""
+    subtree_width: Annotated[int, AtLeast(1)] = 4
+    """m: candidate steps of a subtree; n / m is the number of subtrees."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_multiple("subtree_width")
 
 
 async def beam(
@@ -83,20 +78,20 @@ async def beam(
         ConfigError: there is no critic.
         PolicyError: the policy proposed no step.
         CriticError: the critic broke its contract.
-        DataError: `tree` has steps that no critic judged.
+        DataError: `tree` has steps that no critic scored.
     """
     search = _StepSearch(Tree.of(question, tree), policy, critic, seed, "beam")
-    with limited(config, search.tree.usage) as limits:
+    with limited(config, search.tree) as limits:
         beams = [search.tree.root]
         for _ in range(search.tree.root.depth, config.max_depth):
             # The first depth has one beam only, which samples all K.
             share = config.num_candidates // (1 if beams == [search.tree.root] else config.beam_width)
-            asked = [(node, share, 0) for node in beams]
-            if search.stops(asked, limits):
+            requests = [(node, share, 0) for node in beams]
+            if search.stops(requests, limits):
                 break
-            groups = await search.candidates(asked)
+            groups = await search.candidates(requests)
             beams = best_valued([node for group in groups for node in group], config.beam_width)
-    return search.result(beams, config.answer, limits)
+        return search.result(beams, config.answer)
 
 
 async def dvts(
@@ -108,21 +103,21 @@ async def dvts(
         ConfigError: there is no critic.
         PolicyError: the policy proposed no step.
         CriticError: the critic broke its contract.
-        DataError: `tree` has steps that no critic judged.
+        DataError: `tree` has steps that no critic scored.
     """
     search = _StepSearch(Tree.of(question, tree), policy, critic, seed, "dvts")
-    with limited(config, search.tree.usage) as limits:
+    with limited(config, search.tree) as limits:
         paths = [search.tree.root] * (config.num_candidates // config.subtree_width)
         for _ in range(search.tree.root.depth, config.max_depth):
             # At the root each subtree draws for itself; further down their nodes differ.
-            asked = [(node, config.subtree_width, i if node is search.tree.root else 0) for i, node in enumerate(paths)]
-            if search.stops(asked, limits) or (config.early_stop and search.settled(paths, config.answer)):
+            requests = [(node, config.subtree_width, i if node is search.tree.root else 0) for i, node in enumerate(paths)]
+            if search.stops(requests, limits) or (config.early_stop and search.settled(paths, config.answer)):
                 break
-            paths = [best_valued(group, 1)[0] for group in await search.candidates(asked)]
-    return search.result(paths, config.answer, limits)
+            paths = [best_valued(group, 1)[0] for group in await search.candidates(requests)]
+        return search.result(paths, config.answer)
 
 
-Asked = tuple[Node, int, int]
+Request = tuple[Node, int, int]
 """A node, how many next steps of it, and by which draw."""
 
 
@@ -136,18 +131,19 @@ class _StepSearch:
 
     def __init__(self, tree: Tree, policy: Policy, critic: Critic | None, seed: int, name: str) -> None:
         if critic is None:
-            raise ConfigError(f"{name} has no critic to choose steps by; give it one, or use mcts with roll-outs")
+            raise ConfigError(f"{name} has no critic to choose steps by; give it one, or use mcts with rollouts")
         if any(node.value is None for node in tree.nodes() if node is not tree.root):
             raise DataError(f"the tree has steps without a value; expected one that {name} grew, with the same settings")
         self.tree, self.policy, self.critic, self.seed = tree, policy, critic, seed
-        self.size = tree.size
+        self.draws = tree.annotations["draw"]
+        """Which of its parent's proposals, counted from 0, brought a step."""
         self.limited = False
 
-    def stops(self, asked: Sequence[Asked], limits: Limits) -> bool:
+    def stops(self, requests: Sequence[Request], limits: Limits) -> bool:
         """Whether all nodes are finished solutions, or a limit forbids the sampling that is due. What is there is free."""
-        if all(node.terminal for node, _, _ in asked):
+        if all(node.terminal for node, _, _ in requests):
             return True
-        self.limited = bool(self._missing(asked)) and limits.reached()
+        self.limited = bool(self._missing(requests)) and limits.exhausted()
         return self.limited
 
     def settled(self, nodes: Sequence[Node], answer: Choice) -> bool:
@@ -158,16 +154,18 @@ class _StepSearch:
     def _traces(self, nodes: Sequence[Node]) -> list[Trace]:
         return [Trace(self.tree.state(node), node.value) for node in nodes if node.terminal]
 
-    def _missing(self, asked: Sequence[Asked]) -> list[Asked]:
-        return [(node, n, draw) for node, n, draw in asked if not self._drawn(node, draw) and not node.terminal]
+    def _missing(self, requests: Sequence[Request]) -> list[Request]:
+        return [(node, n, draw) for node, n, draw in requests if not self._drawn(node, draw) and not node.terminal]
 
-    async def candidates(self, asked: Sequence[Asked]) -> list[list[Node]]:
+    async def candidates(self, requests: Sequence[Request]) -> list[list[Node]]:
         """For each (node, number of steps, draw) the scored children of that draw; a finished node stands for itself."""
-        missing = self._missing(asked)
+        missing = self._missing(requests)
         proposed = await gather_all([self._propose(node, n, draw) for node, n, draw in missing])
         added = []
         for (node, _, draw), steps in zip(missing, proposed, strict=True):
-            added += [self.tree.add_child(node, step, draw) for step in steps]
+            for step in steps:
+                added.append(self.tree.add_child(node, step))
+                self.draws[added[-1]] = draw
         try:
             scores = await critic_scores(self.critic, [self.tree.state(node) for node in added])
         except BaseException:
@@ -178,10 +176,10 @@ class _StepSearch:
             backup(node)
         for parent in dict.fromkeys(node for node, _, _ in missing):
             set_priors(parent, priors([child.step for child in parent.children], temperature=1.0))
-        return [[node] if node.terminal else self._drawn(node, draw) for node, _, draw in asked]
+        return [[node] if node.terminal else self._drawn(node, draw) for node, _, draw in requests]
 
     def _drawn(self, node: Node, draw: int) -> list[Node]:
-        return [child for child in node.children if child.draw == draw]
+        return [child for child in node.children if self.draws.get(child, 0) == draw]
 
     async def _propose(self, node: Node, n: int, draw: int) -> Sequence[Step]:
         seed = derive_seed(self.seed, self.tree.question, self.tree.place(node), "expand", draw)
@@ -190,9 +188,8 @@ class _StepSearch:
             raise PolicyError(f"policy proposed no step after '{node.key()}' of question {self.tree.question!r}")
         return steps
 
-    def result(self, nodes: Sequence[Node], answer: Choice, limits: Limits) -> SearchResult:
+    def result(self, nodes: Sequence[Node], answer: Choice) -> SearchResult:
         """The choice among the finished ones of `nodes`; of all finished ones seen, where a limit ended the search."""
-        limits.check_counted(self.tree.size > self.size)
         seen = self.tree.traces()
         result = choose(self.tree.question, seen if self.limited else self._traces(nodes), answer)
         result.traces, result.tree = seen, self.tree

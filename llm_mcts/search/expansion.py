@@ -1,51 +1,51 @@
-"""What a node's children are: how many, which, and how likely the policy finds each.
+"""Expansion: how many children a node gets, and how likely the policy finds each.
 
     fixed         `expansion_width` children at once
     progressive   ceil(k N^alpha) children, one more at a time (Coulom 2007; Couëtoux et al. 2011)
     importance    max(c_min, min(floor(alpha I(s)) + 1, c_max)) children (AlphaLLM, arXiv 2404.12253, theorem 4.1)
 
-Steps that say the same become one: equal texts always (the policy merges them), and with `merge` also texts at a small edit
-distance, or those that a judge finds equivalent; another step is then sampled in their place.
+Which steps count as one is in `merging`.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from math import ceil, exp, floor, inf, isfinite
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, exp, floor, isfinite
+from typing import Annotated, Literal
 
 from llm_mcts.errors import ConfigError, PolicyError
-from llm_mcts.tree import Node
-from llm_mcts.types import Step
+from llm_mcts.fields import Above, AtLeast, Settings
+from llm_mcts.search.contracts import proposals
+from llm_mcts.search.merging import MergeConfig, distinct_steps, same_step
+from llm_mcts.seeding import derive_seed
+from llm_mcts.tree import Node, Tree
+from llm_mcts.types import Policy, Step
 
 
 @dataclass(frozen=True)
-class WideningConfig:
+class WideningConfig(Settings, section="widening"):
     """How many children a node may have."""
 
     kind: Literal["fixed", "progressive", "importance", "importance_code"] = "fixed"
     """fixed: the search's expansion_width, all at once. progressive: more with visits. importance: more where the children's
     values differ from their parent's (AlphaLLM's paper); importance_code: where they differ from their mean (its code)."""
-    k: float = 1.0
-    """progressive: factor k of k N^alpha, above 0."""
-    alpha: float = 0.5
-    """progressive: exponent in (0, 1]. importance: factor of I(s), above 0; AlphaLLM has 1 on its own scale of values, where
-    values in [0, 1] want about 10: I(s) is at most 1 and 1 would never allow a third child. importance_code: 2 in the code."""
-    min_children: int = 2
+    k: Annotated[float, Above(0)] = 1.0
+    """progressive: factor k of k N^alpha."""
+    alpha: Annotated[float, Above(0)] = 0.5
+    """progressive: exponent, at most 1. importance: factor of I(s); AlphaLLM has 1 on its own scale of values, where values in
+    [0, 1] want about 10: I(s) is at most 1 and 1 would never allow a third child. importance_code: 2 in the code."""
+    min_children: Annotated[int, AtLeast(1)] = 2
     """importance: c_min below the root. AlphaLLM: 2 on GSM8K, 3 on MATH."""
-    max_children: int = 10
+    max_children: Annotated[int, AtLeast(1)] = 10
     """importance: c_max below the root. AlphaLLM: 10."""
-    root_min_children: int = 10
+    root_min_children: Annotated[int, AtLeast(1)] = 10
     """importance: c_min at the root. AlphaLLM: 10 or 40 on GSM8K, 10 or 20 on MATH."""
-    root_max_children: int = 60
+    root_max_children: Annotated[int, AtLeast(1)] = 60
     """importance: c_max at the root. AlphaLLM: 60."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("fixed", "progressive", "importance", "importance_code"):
-            raise ConfigError(f"widening.kind is '{self.kind}'; expected fixed, progressive, importance or importance_code")
-        for name in ("k", "alpha", "min_children", "max_children", "root_min_children", "root_max_children"):
-            if not 0 < getattr(self, name) < inf:
-                raise ConfigError(f"widening.{name} is {getattr(self, name)}; expected above 0")
+        super().__post_init__()
         if self.kind == "progressive" and self.alpha > 1:
             raise ConfigError(f"widening.alpha is {self.alpha}; expected at most 1 for progressive widening")
         if self.min_children > self.max_children or self.root_min_children > self.root_max_children:
@@ -54,15 +54,15 @@ class WideningConfig:
                 f"{self.root_min_children} and {self.root_max_children}; expected no minimum above its maximum"
             )
 
-    def width(self, node: Node) -> int:
-        """How many children `node` may have now; not for the fixed kind."""
+    def width(self, node: Node, before: int = 0) -> int:
+        """How many children `node` may have now, where it was `before`; not for the fixed kind."""
         if self.kind == "progressive":
             return progressive_width(node.visit_count, self.k, self.alpha)
         root = node.depth == 0  # the question; in a subtree the steps before it count
-        least, most = (self.root_min_children, self.root_max_children) if root else (self.min_children, self.max_children)
+        low, high = (self.root_min_children, self.root_max_children) if root else (self.min_children, self.max_children)
         if self.kind == "importance":
-            return importance_width(value_importance(node), self.alpha, least, most)
-        return max(least, node.width, min(int(self.alpha * mean_importance(node)), most))
+            return importance_width(value_importance(node), self.alpha, low, high)
+        return max(low, before, min(int(self.alpha * mean_importance(node)), high))
 
 
 def progressive_width(visits: int, k: float, alpha: float) -> int:
@@ -90,83 +90,14 @@ def mean_importance(node: Node) -> float:
     return max(abs(value - mean) for value in values)
 
 
-@dataclass(frozen=True)
-class MergeConfig:
-    """When two steps count as one."""
-
-    kind: Literal["exact", "edit", "judge"] = "exact"
-    """exact: equal texts. edit: a small edit distance. judge: the policy's model is asked whether they are equivalent."""
-    distance: int = 20
-    """edit: steps nearer than this many insertions, deletions and substitutions of characters merge. AlphaLLM: 20 or 50."""
-    retries: int = 0
-    """How often another step is sampled in place of merged ones, at least 0. AlphaLLM: 5."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("exact", "edit", "judge"):
-            raise ConfigError(f"merge.kind is '{self.kind}'; expected exact, edit or judge")
-        numbers = isinstance(self.distance, int) and isinstance(self.retries, int)
-        if not numbers or self.distance < 1 or self.retries < 0:
-            raise ConfigError(
-                f"merge with distance={self.distance}, retries={self.retries}; expected whole numbers from 1 and 0"
-            )
-
-
-def edit_distance(a: str, b: str, limit: int) -> int:
-    """Levenshtein's distance of two texts, or `limit` where it is at least that: rows stop once they cannot come below."""
-    if abs(len(a) - len(b)) >= limit:
-        return limit
-    previous = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (x != y)))
-        if min(row) >= limit:
-            return limit
-        previous = row
-    return min(previous[-1], limit)
-
-
-_LEAST_PRIOR = 1e-30
-"""Beside the most likely step; its logarithm must exist (Gumbel search)."""
-
-Same = Callable[[Step, Step], Awaitable[bool]]
-Propose = Callable[[int, int], Awaitable[Sequence[Step]]]
-
-
-async def distinct_steps(
-    propose: Propose, siblings: Sequence[Step], n: int, draws: Sequence[int], same: Same | None
-) -> list[Step]:
-    """Up to `n` new steps, none the same as another or as a sibling.
-
-    Args:
-        propose: (number of steps, draw) -> steps.
-        draws: numbers of the draws that may be made; each after the first asks for what is still missing.
-        same: whether two steps of different texts count as one; None: never.
-    """
-    known = list(siblings)
-    for draw in draws:
-        for step in await propose(n + len(siblings) - len(known), draw):
-            if not await _is_known(step, known, same):
-                known.append(step)
-        if len(known) >= n + len(siblings):
-            break
-    return known[len(siblings) :]
-
-
-async def _is_known(step: Step, known: Sequence[Step], same: Same | None) -> bool:
-    """Whether a step repeats one of those known. Steps that state different answers never do."""
-    if step in known:
-        return True
-    for other in known:
-        if same and step.answer == other.answer and await same(step, other):
-            return True
-    return False
+_LOWEST_PRIOR = 1e-30
+"""Relative to the most likely step; its logarithm must exist (Gumbel search)."""
 
 
 def priors(steps: Sequence[Step], temperature: float) -> list[float]:
     """Softmax over the siblings' log-probability per token, at `temperature`; sums to 1, and none is 0.
 
-    Dividing by the number of tokens keeps long steps from vanishing beside short ones.
+    Dividing by the number of tokens keeps long steps from vanishing next to short ones.
 
     Raises:
         PolicyError: a log-probability is not finite.
@@ -175,7 +106,7 @@ def priors(steps: Sequence[Step], temperature: float) -> list[float]:
         raise PolicyError(f"policy proposed {strange[0].text!r} with log-probability {strange[0].logprob}; expected a number")
     logits = [step.logprob / step.num_tokens / temperature for step in steps]
     top = max(logits)
-    weights = [max(exp(x - top), _LEAST_PRIOR) for x in logits]
+    weights = [max(exp(x - top), _LOWEST_PRIOR) for x in logits]
     total = sum(weights)
     return [w / total for w in weights]
 
@@ -194,3 +125,122 @@ def with_dirichlet_noise(values: Sequence[float], share: float, alpha: float, se
     if total == 0.0:  # every gamma sample underflowed, as a very small alpha makes them: no noise to add
         return list(values)
     return [(1 - share) * p + share * g / total for p, g in zip(values, gammas, strict=True)]
+
+
+@dataclass(kw_only=True)
+class Expansion:
+    """A leaf gets all its children at once, when it is visited again: the policy's next steps, its probabilities their priors.
+
+    What is expanded in a `with` block is undone if the block fails or is cancelled.
+    """
+
+    tree: Tree
+    policy: Policy
+    seed: int
+    width: Callable[[Node, int], int]
+    """(node, its width before, 0 at first) -> how many children it may have."""
+    max_depth: int
+    """Nodes this deep get no children."""
+    expand_visits: int = 1
+    """Visits after which a leaf may have children."""
+    prior_temperature: float = 1.0
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    root_noise: float = 0.0
+    """Share of Dirichlet noise in the root's priors."""
+    root_noise_alpha: float = 0.3
+
+    due: Callable[[Node], bool] | None = None
+    """Whether a node that has children is due for another, so that a simulation stops there; None: none ever is."""
+
+    def __post_init__(self) -> None:
+        self._same = same_step(self.merge, self.policy)
+        self._before: list[tuple[Node, list[float]]] = []
+        """The nodes expanded in this block, with the priors of the children that they had."""
+        if self.root_noise and self.tree.root.children:  # a subtree's root has no noise of its own yet
+            self._set_priors(self.tree.root)
+
+    def reserve(self, leaf: Node) -> bool:
+        """Whether the simulation that stopped at `leaf` is to wait there for `expand`."""
+        return not leaf.children and self.expandable(leaf)
+
+    async def expand(self, leaf: Node) -> list[Node]:
+        """Give `leaf` children; the new ones that waiting simulations go to, none where selection chooses.
+
+        Raises:
+            PolicyError: the policy proposed no step where there is none.
+        """
+        await self._add_children(leaf, self.width(leaf, 0), 0)
+        return []
+
+    def expandable(self, node: Node) -> bool:
+        """Whether `node` may have children."""
+        return node.visit_count >= self.expand_visits and not node.terminal and node.depth < self.max_depth
+
+    async def _add_children(self, node: Node, n: int, requested: int) -> list[Node]:
+        """Up to `n` more children; `requested`: how many it was to be given before, by which the draws are numbered."""
+        have, state, draws = [child.step for child in node.children], self.tree.state(node), self.merge.retries + 1
+
+        async def propose(n: int, draw: int) -> Sequence[Step]:
+            seed = derive_seed(self.seed, self.tree.question, self.tree.place(node), "expand", draw)
+            return await proposals(self.policy, state, n, seed)
+
+        numbers = range(requested * draws, (requested + 1) * draws)
+        steps = await distinct_steps(propose, state, have, n, numbers, self._same)
+        if not steps and not have:
+            raise PolicyError(f"policy proposed no step after '{node.key()}' of question {self.tree.question!r}")
+        self._before.append((node, [child.prior for child in node.children]))
+        new = [self.tree.add_child(node, step) for step in steps]
+        self._set_priors(node)
+        return new
+
+    def _set_priors(self, node: Node) -> None:
+        values = priors([child.step for child in node.children], self.prior_temperature)
+        if self.root_noise and node is self.tree.root:
+            seed = derive_seed(self.seed, self.tree.question, self.tree.place(node), "noise")
+            values = with_dirichlet_noise(values, self.root_noise, self.root_noise_alpha, seed)
+        set_priors(node, values)
+
+    def __enter__(self) -> None:
+        self._before.clear()
+
+    def __exit__(self, error_type: object, error: object, traceback: object) -> None:
+        if error_type is not None:
+            for node, old in self._before:
+                del node.children[len(old) :]
+                set_priors(node, old)
+
+
+@dataclass(kw_only=True)
+class Widening(Expansion):
+    """A node gets one more child for each simulation that comes while it has fewer than it may have."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.due = self._due
+        self._widths, self._requested = self.tree.annotations["width"], self.tree.annotations["asked"]
+        """Children that a node may have at the latest visit, and was to be given so far, repetitions of others included."""
+        self._reserved: Counter[Node] = Counter()
+        """How many more the simulations under way wait for."""
+
+    def _due(self, node: Node) -> bool:
+        if not self.expandable(node):
+            return False
+        self._widths[node] = width = self.width(node, self._widths.get(node, 0))
+        return self._requested.get(node, 0) + self._reserved[node] < width
+
+    def reserve(self, leaf: Node) -> bool:
+        """Ask for one more child of `leaf` if it may have one."""
+        if due := self._due(leaf):
+            self._reserved[leaf] += 1
+        return due
+
+    async def expand(self, leaf: Node) -> list[Node]:
+        """Give `leaf` the children that were asked for: fewer, if the policy repeats itself."""
+        return await self._add_children(leaf, self._reserved[leaf], self._requested.get(leaf, 0))
+
+    def __exit__(self, error_type: object, error: object, traceback: object) -> None:
+        super().__exit__(error_type, error, traceback)
+        if error_type is None:
+            for node, n in self._reserved.items():
+                self._requested[node] = self._requested.get(node, 0) + n
+        self._reserved.clear()

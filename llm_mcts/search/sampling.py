@@ -4,16 +4,17 @@ They are the baselines any tree search must beat at equal cost, so they share it
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast
 from llm_mcts.result import SearchResult
-from llm_mcts.search.budget import SearchConfig, check_counts, limited
+from llm_mcts.search.budget import SearchConfig, limited
 from llm_mcts.search.contracts import completions, critic_scores
-from llm_mcts.search.voting import Choice, check_choice, choose, settled
+from llm_mcts.search.voting import Choice, choose, settled
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tree import Tree
-from llm_mcts.types import Critic, Policy, State, Trace, Usage
+from llm_mcts.types import Critic, Policy, State, Trace
 
 
 @dataclass(frozen=True)
@@ -22,38 +23,21 @@ class GreedyConfig(SearchConfig):
 
 
 @dataclass(frozen=True)
-class SelfConsistencyConfig(SearchConfig):
+class SelfConsistencyConfig(SearchConfig, section="self_consistency"):
     """Majority vote over samples."""
 
-    num_samples: int = 16
-    """Independent solutions, at least 1."""
-    num_parallel: int = 16
-    """Solutions asked for at once, at least 1; limits and early stop are looked at in between."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_samples("self_consistency", self)
+    num_samples: Annotated[int, AtLeast(1)] = 16
+    """Independent solutions."""
+    num_parallel: Annotated[int, AtLeast(1)] = 16
+    """Solutions asked for at once; limits and early stop are checked in between."""
 
 
 @dataclass(frozen=True)
-class BestOfNConfig(SearchConfig):
+class BestOfNConfig(SelfConsistencyConfig, section="best_of_n"):
     """Critic's choice among samples."""
 
-    num_samples: int = 16
-    """Independent solutions, at least 1."""
-    num_parallel: int = 16
-    """Solutions asked for at once, at least 1; limits and early stop are looked at in between."""
     answer: Literal["best", "vote"] = "best"
     """best: the best-scored solution; vote: the answer with the largest sum of scores."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_samples("best_of_n", self)
-        check_choice("best_of_n", self.answer, ("best", "vote"))
-
-
-def _check_samples(search: str, config: SelfConsistencyConfig | BestOfNConfig) -> None:
-    check_counts(search, config, ("num_samples", "num_parallel"))
 
 
 async def greedy(
@@ -97,13 +81,13 @@ async def _sample(
     question: str,
     policy: Policy,
     critic: Critic | None,
-    config: SelfConsistencyConfig | BestOfNConfig,
+    config: SelfConsistencyConfig,
     seed: int,
     choice: Choice,
 ) -> list[Trace]:
     """Solutions, a batch at a time until there are enough, a limit is reached, or the choice among them is settled."""
     traces: list[Trace] = []
-    with limited(config, Usage()) as limits:
+    with limited(config) as limits:
         while (left := config.num_samples - len(traces)) > 0:
             # Each batch has a seed of its own; how many came before names it.
             batch_seed = derive_seed(seed, question, "samples", len(traces))
@@ -112,10 +96,9 @@ async def _sample(
             traces += [Trace(state, score) for state, score in zip(states, scores, strict=True)]
             left -= len(states)
             # A best score can be equalled but not passed above 1, and the first of equals is chosen.
-            if limits.reached() or (config.early_stop and settled(traces, choice, left)):
+            if limits.exhausted() or (config.early_stop and settled(traces, choice, left)):
                 break
-    limits.check_counted()
-    return traces
+        return traces
 
 
 def _refuse(tree: Tree | None, search: str) -> None:

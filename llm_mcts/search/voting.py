@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from llm_mcts.errors import ConfigError, suggest
 from llm_mcts.result import SearchResult
 from llm_mcts.types import State, Trace
 
@@ -65,13 +64,3 @@ def _weights(traces: Sequence[Trace], weighted: bool) -> dict[str, float]:
         if trace.state.answer is not None:
             weight[trace.state.answer] += 1.0 if trace.score is None or not weighted else trace.score
     return weight
-
-
-def check_choice(search: str, choice: str, choices: Sequence[str]) -> None:
-    """Refuse an unknown way to choose.
-
-    Raises:
-        ConfigError: it names the search and the choices.
-    """
-    if choice not in choices:
-        raise ConfigError(f"{search}.answer is '{choice}'{suggest(choice, choices)}")

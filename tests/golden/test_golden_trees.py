@@ -1,6 +1,6 @@
-"""Whole trees, kept as JSON beside what made them: search, seed and configuration; all play the game in game.json.
+"""Whole trees, kept as JSON with what grew them: search, seed and configuration; all play the game in game.json.
 
-A change of any number in a tree is a change of the algorithm. Where that is meant, write the trees anew and read the
+A change of any number in a tree is a change of the algorithm. Where that is meant, rewrite the trees and read the
 difference before committing it:
 
     REGENERATE_GOLDEN=1 python -m pytest tests/golden
@@ -83,7 +83,7 @@ def test_a_search_grows_the_golden_tree(name: str) -> None:
     case = CASES[name]
     if os.environ.get("REGENERATE_GOLDEN") == "1":
         regenerate(name, case)
-        pytest.fail(f"{name}.json was written anew; read the difference, then run without REGENERATE_GOLDEN")
+        pytest.fail(f"{name}.json was rewritten; read the difference, then run without REGENERATE_GOLDEN")
     check_same(searched(case), case["result"])
 
 

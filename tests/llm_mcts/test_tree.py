@@ -1,15 +1,15 @@
 """The tree: counts, links, paths and JSON."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_mcts.errors import DataError
-from llm_mcts.tree import Node, Tree
-from llm_mcts.types import State, Step
+from llm_mcts.tree import Node, Scorer, Tree
+from llm_mcts.types import State, Step, Trace
 from tests.search_cases import check_round_trip, solution
 
 
@@ -260,3 +260,48 @@ def test_a_tree_remembers_who_scored_it() -> None:
     assert again.scored_by == again.subtree(again.root).scored_by == "agreement"
     assert [trace.score for trace in again.traces()] == [None]
     assert [trace.score for trace in again.traces(votes=True)] == [0.5]
+
+
+@pytest.mark.parametrize(("first", "other"), [("critic", "agreement"), ("agreement", "critic")])
+def test_a_tree_that_was_scored_is_not_scored_by_other_means(first: Any, other: Any) -> None:
+    message = f"the tree was scored by {first}, and this search scores by {other}; .*critic, or start a new tree"
+    empty, valued, sampled = Tree("q"), Tree("q"), Tree("q")
+    valued.root.value = 0.5
+    sampled.rollouts.append((sampled.root, solution("x", answer="1", question="q"), 0.5))
+    for tree in (empty, valued, sampled):
+        tree.scored_by = first
+        assert Tree.of("q", tree, first).scored_by == first
+    assert Tree.of("q", empty, other).scored_by == other  # no score yet
+    for tree in (valued, sampled):
+        with pytest.raises(DataError, match=message):
+            Tree.of("q", tree, other)
+        assert tree.scored_by == first
+
+
+def test_samples_that_nobody_scored_may_be_searched_with_any_scorer() -> None:
+    for scorer in get_args(Scorer):
+        samples = Tree.of_samples("q", [Trace(solution("x", answer="1", question="q"))])
+        assert Tree.of("q", samples, scorer).scored_by == scorer
+
+
+def test_a_subtree_keeps_the_value_range_and_the_counts_of_its_parts() -> None:
+    tree = small_tree()
+    b = tree.root.children[1]
+    tree.value_range = (0.25, 0.75)
+    tree.annotations["asked"].update({tree.root: 5, b: 3})
+    tree.annotations["draw"].update({b: 2, b.children[0]: 1})
+    part = tree.subtree(b)
+    assert part.value_range == (0.25, 0.75)
+    assert part.annotations == {"asked": {part.root: 3}, "width": {}, "draw": {part.root.children[0]: 1}}
+
+
+def test_counts_of_parts_are_saved_with_their_nodes() -> None:
+    tree = small_tree()
+    b = tree.root.children[1]
+    tree.annotations["width"].update({tree.root: 4, b: 0})
+    tree.annotations["draw"][b] = 2
+    data = tree.to_dict()
+    counts = [{key: row[key] for key in ("draw", "width", "asked") if key in row} for row in data["nodes"]]
+    assert counts == [{"width": 4}, {}, {"draw": 2}, {}]
+    again = Tree.from_dict(json.loads(json.dumps(data)))
+    assert again.annotations == {"width": {again.root: 4}, "draw": {again.root.children[1]: 2}, "asked": {}}

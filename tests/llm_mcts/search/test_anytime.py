@@ -125,6 +125,26 @@ def test_searches_without_a_tree_refuse_one(name: str) -> None:
         run(search_(QUESTION, scripted()[0], NoiseCritic(), cls(), 0, Tree(QUESTION)))
 
 
+@pytest.mark.parametrize("name", ["mcts", "alphago", "gumbel"])
+def test_a_tree_scored_by_a_critic_is_not_resumed_without_one(name: str) -> None:
+    tree = search(name).tree
+    search_, config = CASES[name]
+    with pytest.raises(DataError, match="scored by critic, and this search scores by agreement; give it a critic"):
+        run(search_(QUESTION, scripted()[0], None, config, 0, tree))
+
+
+@pytest.mark.parametrize("name", ["mcts", "alphago", "gumbel", "beam", "dvts"])
+def test_a_tree_scored_by_agreement_is_not_resumed_with_a_critic(name: str) -> None:
+    tree = run(mcts(QUESTION, scripted()[0], None, MCTSConfig(num_simulations=4), 0)).tree
+    assert tree is not None
+    before = tree.to_dict()
+    with pytest.raises(DataError, match="scored by agreement, and this search scores by critic; search it without a critic"):
+        search(name, tree)
+    assert tree.to_dict() == before
+    run(mcts(QUESTION, scripted()[0], None, MCTSConfig(num_simulations=8), 0, tree))
+    assert tree.scored_by == "agreement"
+
+
 # Below a chosen step.
 
 
@@ -227,7 +247,7 @@ def test_a_cancelled_search_leaves_nothing_behind(name: str, free: int) -> None:
     check_idle(tree)
     check_value_sums(tree)
     assert all(node.value is not None for node in tree.nodes() if node.visit_count and node.parent)
-    # The tree is whole: it goes on as if nothing had happened.
+    # The tree is whole: it resumes as if nothing had happened.
     assert summary(search(name, tree)) == summary(search(name))
 
 
@@ -307,7 +327,7 @@ def test_what_a_tree_holds_is_free_also_at_the_limit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["beam", "dvts", "mcts"])
-def test_the_greatest_depth_counts_from_the_question(name: str) -> None:
+def test_the_maximum_depth_counts_from_the_question(name: str) -> None:
     tree = search(name).tree
     assert tree is not None
     step = next(node for node in tree.nodes() if node.depth == 2 and not node.terminal and node.visit_count)

@@ -104,7 +104,7 @@ def test_a_beam_never_keeps_more_than_its_width() -> None:
             assert sum(d == depth for d, _ in asked) <= 3
 
 
-def test_what_is_unfinished_at_the_greatest_depth_has_no_answer() -> None:
+def test_what_is_unfinished_at_the_maximum_depth_has_no_answer() -> None:
     config = BeamConfig(num_candidates=2, beam_width=1, max_depth=1)
     result = run(beam(QUESTION, ListedPolicy({"": [Step("a", log(0.9))]}), TableCritic(SCORES), config, 0))
     assert (result.answer, result.confidence, result.traces) == (None, 0.0, [])

@@ -18,8 +18,19 @@ from llm_mcts.search.budget import Limits, SearchConfig
 from llm_mcts.search.mcts import MCTSConfig, mcts
 from llm_mcts.search.sampling import BestOfNConfig, SelfConsistencyConfig, best_of_n, self_consistency
 from llm_mcts.search.voting import settled
+from llm_mcts.tree import Tree
 from llm_mcts.types import State, Step, Trace, Usage, meter, metered
-from tests.search_cases import QUESTION, ListedPolicy, NoiseCritic, noise_script, run, scripted, solution, tree_cases
+from tests.search_cases import (
+    QUESTION,
+    ListedPolicy,
+    NoiseCritic,
+    TableCritic,
+    noise_script,
+    run,
+    scripted,
+    solution,
+    tree_cases,
+)
 
 # Large enough that a budget below ends them; each with a bound on what one wave of its work may cost in calls and tokens.
 # The scripted engine samples one token a line; a solution has at most 5 lines.
@@ -32,7 +43,7 @@ LARGE: dict[str, tuple[dict[str, Any], int, int]] = {
     "mcts": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 4, 2 * (4 + 5)),
     "alphago": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 4, 2 * (4 + 5)),
     "alphazero": ({"num_simulations": 500, "num_parallel": 2, "expansion_width": 4}, 2, 2 * 4),
-    # up to 6 draws of one step, 4 roll-outs
+    # up to 6 draws of one step, 4 rollouts
     "alphallm": ({"num_simulations": 500, "num_parallel": 2}, 2 * 7, 2 * (6 + 20)),
     # a round: up to 8 simulations
     "gumbel": ({"num_simulations": 500, "expansion_width": 4}, 16, 8 * (4 + 5)),
@@ -108,10 +119,10 @@ def test_limits_are_above_0(key: str, value: float) -> None:
 
 def test_limits_count_what_was_spent_before() -> None:
     config = SearchConfig(max_tokens=100, max_lm_calls=10)
-    assert not Limits(config, Usage(generated_tokens=60), Usage(generated_tokens=39)).reached()
-    assert Limits(config, Usage(generated_tokens=60), Usage(generated_tokens=40)).reached()
-    assert Limits(config, Usage(lm_calls=4), Usage(lm_calls=6)).reached()
-    assert not Limits(SearchConfig(), Usage(generated_tokens=10**9), Usage()).reached()
+    assert not Limits(config, Usage(generated_tokens=60), Usage(generated_tokens=39)).exhausted()
+    assert Limits(config, Usage(generated_tokens=60), Usage(generated_tokens=40)).exhausted()
+    assert Limits(config, Usage(lm_calls=4), Usage(lm_calls=6)).exhausted()
+    assert not Limits(SearchConfig(), Usage(generated_tokens=10**9), Usage()).exhausted()
 
 
 # Early stop.
@@ -202,6 +213,48 @@ def test_a_tree_search_stops_early_with_the_same_answer(answer: Any) -> None:
     assert (saved > 0) == (answer in ("visits", "majority", "vote"))  # the others could change up to the last simulation
 
 
+def voted_tree(lead: float, simulations: int) -> Tree:
+    """After so many simulations answer 1 has a lead of `lead` in the vote."""
+    tree = Tree(QUESTION)
+    tree.root.visit_count, tree.root.value, tree.root.value_sum = 1 + simulations, 0.5, 0.5 * (1 + simulations)
+    tree.rollouts = [(tree.root, solution(answer="1"), 1.0), (tree.root, solution(answer="1"), lead - 0.5)]
+    tree.rollouts += [(tree.root, solution(answer="2"), 0.5)]
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("lead", "num_parallel", "rollouts", "stops"),
+    [
+        # One simulation of 4 is left. A wave of 3 runs all 3, and each may add a solution of score 1: a lead of 1.25 is safe
+        # from one simulation and not from three.
+        (1.25, 1, 1, True),
+        (1.25, 3, 1, False),
+        # With two rollouts per leaf one simulation may add two solutions.
+        (1.25, 1, 2, False),
+        (1.0, 1, 1, False),  # the other answer may draw level
+    ],
+)
+def test_a_vote_is_safe_from_all_that_the_last_wave_may_add(lead: float, num_parallel: int, rollouts: int, stops: bool) -> None:
+    config = MCTSConfig(num_simulations=4, num_parallel=num_parallel, rollouts=rollouts, early_stop=True)
+    tree, policy = voted_tree(lead, simulations=3), ListedPolicy({"": [Step(text, -1.0) for text in "abc"]}, answer="1")
+    result = run(mcts(QUESTION, policy, TableCritic({}, default=0.5), config, 0, tree))
+    assert (tree.root.visit_count == 4) is stops
+    assert bool(policy.proposed) is not stops
+    assert result.answer == "1"
+
+
+@pytest.mark.parametrize(("num_parallel", "stops"), [(1, True), (2, False)])
+def test_the_most_visited_path_is_safe_from_all_visits_of_the_last_wave(num_parallel: int, stops: bool) -> None:
+    # A is two visits ahead of B. One simulation is left, a wave of two runs two: then B may draw level.
+    tree = Tree(QUESTION)
+    tree.expand(tree.root, [Step("A", -1.0, 1, True, "1"), Step("B", -1.0, 1, True, "2")], [0.5, 0.5])
+    for node, visits in zip((tree.root, *tree.root.children), (5, 3, 1), strict=True):
+        node.visit_count, node.value, node.value_sum = visits, 0.5, 0.5 * visits
+    config = MCTSConfig(num_simulations=5, num_parallel=num_parallel, answer="visits", early_stop=True)
+    run(mcts(QUESTION, ListedPolicy({}), TableCritic({}, default=0.5), config, 0, tree))
+    assert (tree.root.visit_count == 5) is stops
+
+
 @pytest.mark.parametrize("name", tree_cases())
 def test_early_stop_changes_no_answer(name: str) -> None:
     search, config = tree_cases()[name]
@@ -235,7 +288,7 @@ def test_early_stop_changes_no_answer_among_ties(name: str, answer: Any) -> None
 
 
 def test_dvts_stops_when_its_finished_paths_outvote_the_others() -> None:
-    # Three subtrees; two end at once in answer 1, the third goes on. Two votes to one at most: settled after the first depth.
+    # Three subtrees; two end at once in answer 1, the third continues. Two votes to one at most: settled after the first depth.
     class Turns(ListedPolicy):
         async def propose(self, state: State, n: int, seed: int) -> list[Step]:
             self.proposed.append(state.text)

@@ -7,14 +7,14 @@ import pytest
 
 from llm_mcts.errors import ConfigError, CriticError
 from llm_mcts.search.contracts import critic_scores
-from llm_mcts.search.evaluation import Agreement, evaluate_leaves, evaluate_quality
+from llm_mcts.search.evaluation import Agreement, MixedValue, StepQuality
 from llm_mcts.tree import Node, Tree
 from llm_mcts.types import Critic, State, Step
 from tests.search_cases import ListedPolicy, TableCritic, run, solution
 
 
 class EndsPolicy:
-    """Roll-outs end in the given answers, one after the other; None stands for a solution without one."""
+    """Rollouts end in the given answers, one after the other; None stands for a solution without one."""
 
     def __init__(self, *answers: str | None) -> None:
         self.answers = answers
@@ -29,18 +29,18 @@ class EndsPolicy:
 
 
 def evaluated(critic: Critic, policy: EndsPolicy, weight: float, leaf: Step | None = None) -> tuple[Tree, Node]:
-    """A tree with one child, valued with three roll-outs."""
+    """A tree with one child, valued with three rollouts."""
     tree = Tree("q")
     tree.expand(tree.root, [leaf or Step("a")], [1.0])
     (node,) = tree.root.children
-    run(evaluate_leaves(tree, [node], policy, critic, 3, weight, 0))
+    run(MixedValue(tree, policy, critic, 3, 0, weight)([node]))
     return tree, node
 
 
 SCORES = {"a": 0.4, "a\n#### 1": 0.2, "a\n#### 2": 0.6, "a\n#### 3": 1.0, "#### 9": 0.7}
 
 
-def test_a_leaf_is_worth_the_mix_of_value_and_roll_outs() -> None:
+def test_a_leaf_is_worth_the_mix_of_value_and_rollouts() -> None:
     critic = TableCritic(SCORES)
     tree, leaf = evaluated(critic, EndsPolicy("1", "2", "3"), 0.25)
     # z = (0.2 + 0.6 + 1.0) / 3 = 0.6; V = 0.75 * 0.4 + 0.25 * 0.6 = 0.45
@@ -53,21 +53,21 @@ def test_a_leaf_is_worth_the_mix_of_value_and_roll_outs() -> None:
     ]
 
 
-def test_roll_out_weight_0_asks_the_critic_alone() -> None:
+def test_rollout_weight_0_asks_the_critic_alone() -> None:
     critic, policy = TableCritic(SCORES), EndsPolicy("1", "2", "3")
     tree, leaf = evaluated(critic, policy, 0.0)
     assert leaf.value == 0.4
     assert (critic.asked, policy.asked, tree.rollouts) == ([["a"]], [], [])
 
 
-def test_roll_out_weight_1_asks_for_whole_solutions_alone() -> None:
+def test_rollout_weight_1_asks_for_whole_solutions_alone() -> None:
     critic = TableCritic(SCORES)
     _, leaf = evaluated(critic, EndsPolicy("1", "2", "3"), 1.0)
     assert leaf.value == pytest.approx(0.6)
     assert critic.asked == [["a\n#### 1", "a\n#### 2", "a\n#### 3"]]
 
 
-def test_a_roll_out_without_an_answer_is_worth_0() -> None:
+def test_a_rollout_without_an_answer_is_worth_0() -> None:
     critic = TableCritic(SCORES)
     _, leaf = evaluated(critic, EndsPolicy("2", None, None), 1.0)
     assert leaf.value == pytest.approx(0.2)  # (0.6 + 0 + 0) / 3
@@ -93,7 +93,7 @@ def test_leaves_keep_their_own_scores() -> None:
     steps = [Step("a"), Step("#### 9", terminal=True, answer="9"), Step("end", terminal=True), Step("b")]
     tree.expand(tree.root, steps, [0.25] * 4)
     scores = {"a": 0.1, "#### 9": 0.7, "b": 0.3, "a\n#### 1": 0.5, "b\n#### 1": 0.9}
-    run(evaluate_leaves(tree, tree.root.children, EndsPolicy("1"), TableCritic(scores), 1, 0.5, 0))
+    run(MixedValue(tree, EndsPolicy("1"), TableCritic(scores), 1, 0, 0.5)(tree.root.children))
     # a: (0.1 + 0.5) / 2 = 0.3, 9: 0.7, the dead end: 0, b: (0.3 + 0.9) / 2 = 0.6
     assert [n.value for n in tree.root.children] == pytest.approx([0.3, 0.7, 0.0, 0.6])
 
@@ -164,7 +164,7 @@ def test_agreement_refuses_unfinished_solutions() -> None:
         run(Agreement().score([State("q", (Step("a"),))]))
 
 
-def test_the_solutions_of_a_tree_are_its_visited_ends_and_its_roll_outs() -> None:
+def test_the_solutions_of_a_tree_are_its_visited_ends_and_its_rollouts() -> None:
     tree = Tree("q")
     steps = [Step("a"), Step("#### 9", terminal=True, answer="9"), Step("#### 8", terminal=True, answer="8")]
     tree.expand(tree.root, steps, [1 / 3] * 3)
@@ -187,7 +187,7 @@ def test_a_finished_solution_is_not_completed() -> None:
     policy = ListedPolicy({})
     tree = Tree("q")
     tree.expand(tree.root, [Step("#### 9", terminal=True, answer="9")], [1.0])
-    run(evaluate_leaves(tree, tree.root.children, policy, TableCritic(SCORES), 3, 1.0, 0))
+    run(MixedValue(tree, policy, TableCritic(SCORES), 3, 0, 1.0)(tree.root.children))
     assert policy.rolled_out == []
 
 
@@ -216,5 +216,5 @@ def test_a_step_quality_of_a_solution_without_an_answer_is_0() -> None:
     tree = Tree("q")
     tree.root.value = 1.0
     tree.expand(tree.root, [Step("dead end", terminal=True)], [1.0])
-    run(evaluate_quality(tree, tree.root.children, EndsPolicy("1"), TableCritic({}), 1, 0))
+    run(StepQuality(tree, EndsPolicy("1"), TableCritic({}), 1, 0)(tree.root.children))
     assert tree.root.children[0].value == 0.0

@@ -105,7 +105,7 @@ def gumbels(seed: int, n: int) -> list[float]:
     return [-log(draw.expovariate(1.0)) for _ in range(n)]
 
 
-def test_with_one_simulation_the_step_of_greatest_noise_and_logit_is_chosen() -> None:
+def test_with_one_simulation_the_step_of_highest_noise_and_logit_is_chosen() -> None:
     chosen = []
     for seed in range(40):
         result = search(ONE, ListedPolicy(STEPS), TableCritic({}, default=0.5), seed)
@@ -165,7 +165,7 @@ def test_a_round_that_fails_is_taken_back_whole() -> None:
         assert summary(run(gumbel(QUESTION, policy, NoiseCritic(), config, 0, tree))) == whole
 
 
-def test_the_greatest_depth_holds_at_the_root() -> None:
+def test_the_maximum_depth_holds_at_the_root() -> None:
     policy, _ = scripted(noise_script(width=4, depth=5))
     below = Tree(QUESTION, (Step("step 0a"),), "0")
     run(gumbel(QUESTION, policy, NoiseCritic(), GumbelConfig(num_simulations=4, max_depth=1), 0, below))

@@ -28,9 +28,9 @@ def test_the_truth_is_enumerated() -> None:
             for c in "ab":
                 sums[a + b + c] = game.amount(a) + game.amount(a + b) + game.amount(a + b + c)
     best, worst = max(sums, key=sums.__getitem__), min(sums, key=sums.__getitem__)
-    assert (game.worth(best), game.worth(worst)) == (pytest.approx(1.0), pytest.approx(0.0))
+    assert (game.value(best), game.value(worst)) == (pytest.approx(1.0), pytest.approx(0.0))
     other = next(path for path in sums if path not in (best, worst))
-    assert game.worth(other) == pytest.approx((sums[other] - sums[worst]) / (sums[best] - sums[worst]))
+    assert game.value(other) == pytest.approx((sums[other] - sums[worst]) / (sums[best] - sums[worst]))
     assert StepGame(0).width ** StepGame(0).depth > 10**4
 
 
@@ -66,7 +66,7 @@ def test_best_of_n_is_stuck_with_a_misleading_prior() -> None:
 
 
 @pytest.mark.parametrize("name", ["mcts_puct", "mcts_uct", "alphago", "gumbel"])
-def test_a_misleading_value_is_overcome_by_roll_outs(name: str) -> None:
+def test_a_misleading_value_is_overcome_by_rollouts(name: str) -> None:
     assert regret(name, "misleading value", 1024) < 0.05
 
 

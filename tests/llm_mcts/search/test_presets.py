@@ -1,31 +1,22 @@
-"""The named searches: the papers' settings, degeneracies, and ReST-MCTS*'s values by hand."""
+"""The papers' tree searches: their settings, degeneracies, and ReST-MCTS*'s values by hand."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import log
-from typing import Any
 
 import pytest
 
 from llm_mcts.errors import ConfigError
 from llm_mcts.search.evaluation import quality_value
-from llm_mcts.search.expansion import MergeConfig, WideningConfig
+from llm_mcts.search.expansion import WideningConfig
 from llm_mcts.search.mcts import MCTSConfig, mcts
-from llm_mcts.search.variants import (
-    AlphaGoConfig,
-    AlphaLLMConfig,
-    AlphaZeroConfig,
-    RestMCTSConfig,
-    alphago,
-    alphallm,
-    alphazero,
-    rest_mcts,
-)
+from llm_mcts.search.merging import MergeConfig
+from llm_mcts.search.presets import PRESETS
 from llm_mcts.types import State, Step, Trace
 from tests.search_cases import QUESTION, ListedPolicy, NoiseCritic, TableCritic, noise_script, run, scripted, summary
 
 
 def test_the_papers_settings() -> None:
-    go, zero, llm = AlphaGoConfig(), AlphaZeroConfig(), AlphaLLMConfig()
+    go, zero, llm = PRESETS["alphago"](), PRESETS["alphazero"](), PRESETS["alphallm"]()
     assert (go.selection, go.c_puct, go.prior_temperature, go.rollout_weight, go.virtual_loss) == ("alphago", 5.0, 0.67, 0.5, 3)
     assert go.answer == zero.answer == "visits"
     assert (zero.selection, zero.c_puct, zero.root_noise, zero.rollouts) == ("alphazero", 1.25, 0.25, 0)
@@ -35,58 +26,36 @@ def test_the_papers_settings() -> None:
     assert (widening.root_min_children, widening.root_max_children) == (10, 60)
     assert (widening.min_children, widening.max_children) == (2, 10)
     assert (merge.kind, merge.distance, merge.retries) == ("edit", 20, 5)
-    assert RestMCTSConfig().leaf_value == "quality"
-
-
-def as_mcts(config: MCTSConfig) -> MCTSConfig:
-    """The same settings under mcts's own name."""
-    return MCTSConfig(**{field.name: getattr(config, field.name) for field in fields(MCTSConfig)})
-
-
-@pytest.mark.parametrize(
-    ("search", "config"),
-    [
-        (alphago, AlphaGoConfig(num_simulations=20)),
-        (alphazero, AlphaZeroConfig(num_simulations=20)),
-        (alphallm, AlphaLLMConfig(num_simulations=20, merge=MergeConfig(kind="edit", distance=3, retries=2))),
-        (rest_mcts, RestMCTSConfig(num_simulations=20)),
-    ],
-)
-def test_a_named_search_is_mcts_with_its_parts(search: Any, config: MCTSConfig) -> None:
-    policy, _ = scripted(noise_script(width=4))
-    for seed in range(3):
-        named = run(search(QUESTION, policy, NoiseCritic(), config, seed))
-        plain = run(mcts(QUESTION, policy, NoiseCritic(), as_mcts(config), seed))
-        assert summary(named) == summary(plain)
+    assert PRESETS["rest_mcts"]().leaf_value == "quality"
 
 
 def test_alphallm_with_its_options_off_is_mcts_with_uct() -> None:
-    off = AlphaLLMConfig(
+    off = PRESETS["alphallm"](
         num_simulations=20, widening=WideningConfig(), merge=MergeConfig(), rollouts=1, rollout_weight=0.5, answer="vote"
     )
     plain = MCTSConfig(num_simulations=20, selection="uct", c_puct=1.0, max_depth=10)
     policy, _ = scripted(noise_script(width=4))
     for seed in range(3):
-        found = run(alphallm(QUESTION, policy, NoiseCritic(), off, seed))
+        found = run(mcts(QUESTION, policy, NoiseCritic(), off, seed))
         assert summary(found) == summary(run(mcts(QUESTION, policy, NoiseCritic(), plain, seed)))
 
 
 def test_alphazero_without_noise_and_growth_is_puct() -> None:
     # c grows by log((N + 19653) / 19652), 0.0011 at N = 20: too little to change a choice here.
-    zero = AlphaZeroConfig(num_simulations=20, root_noise=0.0, num_parallel=1)
+    zero = PRESETS["alphazero"](num_simulations=20, root_noise=0.0, num_parallel=1)
     puct = MCTSConfig(
         num_simulations=20, c_puct=1.25, first_play=0.5, rollouts=0, rollout_weight=0.0, num_parallel=1, answer="visits"
     )
     policy, _ = scripted(noise_script(width=4))
     for seed in range(3):
-        found = run(alphazero(QUESTION, policy, NoiseCritic(), zero, seed))
+        found = run(mcts(QUESTION, policy, NoiseCritic(), zero, seed))
         assert summary(found) == summary(run(mcts(QUESTION, policy, NoiseCritic(), puct, seed)))
 
 
 def test_noise_changes_the_roots_priors_alone() -> None:
     policy, _ = scripted(noise_script(width=4))
     quiet, noisy = (
-        run(alphazero(QUESTION, policy, NoiseCritic(), AlphaZeroConfig(num_simulations=12, root_noise=share), 1)).tree
+        run(mcts(QUESTION, policy, NoiseCritic(), PRESETS["alphazero"](num_simulations=12, root_noise=share), 1)).tree
         for share in (0.0, 0.25)
     )
     assert quiet is not None
@@ -123,8 +92,8 @@ def test_rest_mcts_by_hand() -> None:
 
     steps = {"": [Step("a", log(0.5)), Step("b", log(0.5))], "a": [Step("c", log(0.5)), Step("d", log(0.5))]}
     scores = {"a": 0.9, "b": 0.3, "a\nc": 1.0, "a\nd": 0.5}
-    config = RestMCTSConfig(num_simulations=4, c_puct=0.0, num_parallel=1)
-    tree = run(rest_mcts(QUESTION, Completed(steps), TableCritic(scores, default=0.5), config, 0)).tree
+    config = PRESETS["rest_mcts"](num_simulations=4, c_puct=0.0, num_parallel=1)
+    tree = run(mcts(QUESTION, Completed(steps), TableCritic(scores, default=0.5), config, 0)).tree
     assert tree is not None
     # root 0. a: m = 2, r = 0.1: 0 + 1/3 * 0.8 = 0.266667. b: r = 0.7: 1/3 * -0.4, cut at 0.
     # c below a: m = 1, r = 0: 0.266667 + 0.733333/2 = 0.633333. d: r = 0.5: 0.266667.
@@ -133,15 +102,15 @@ def test_rest_mcts_by_hand() -> None:
     assert values == {text: pytest.approx(value) for text, value in expected.items()}
 
 
-def test_quality_needs_a_roll_out_to_count_steps_on() -> None:
+def test_quality_needs_a_rollout_to_count_steps_on() -> None:
     with pytest.raises(ConfigError, match="rollouts is 0"):
-        RestMCTSConfig(rollouts=0)
+        PRESETS["rest_mcts"](rollouts=0)
 
 
-@pytest.mark.parametrize(("search", "config"), [(alphazero, AlphaZeroConfig()), (alphallm, AlphaLLMConfig())])
-def test_a_critic_is_needed(search: Any, config: MCTSConfig) -> None:
-    with pytest.raises(ConfigError, match="no critic"):
-        run(search(QUESTION, scripted()[0], None, config, 0))
+@pytest.mark.parametrize("name", ["alphazero", "alphallm", "rest_mcts"])
+def test_a_critic_is_needed(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} has no critic"):
+        run(mcts(QUESTION, scripted()[0], None, PRESETS[name](), 0))
 
 
 # The parts that only these searches use, seen in a tree.
@@ -155,11 +124,11 @@ def test_importance_widens_where_values_differ() -> None:
             return [Step(f"{'xyz'[len(state.steps)]}{self.proposed.count(state.text) + i}", -1.0) for i in range(n)]
 
     widening = WideningConfig(kind="importance", alpha=10.0, min_children=2, root_min_children=2)
-    config = AlphaLLMConfig(
+    config = PRESETS["alphallm"](
         num_simulations=40, widening=widening, merge=MergeConfig(), rollouts=0, rollout_weight=0.0, num_parallel=1, max_depth=2
     )
-    flat = run(alphallm(QUESTION, Many({}), TableCritic({}, default=0.5), config, 0)).tree
-    steep = run(alphallm(QUESTION, Many({}), TableCritic({"": 0.5, "x1": 0.9}, default=0.5), config, 0)).tree
+    flat = run(mcts(QUESTION, Many({}), TableCritic({}, default=0.5), config, 0)).tree
+    steep = run(mcts(QUESTION, Many({}), TableCritic({"": 0.5, "x1": 0.9}, default=0.5), config, 0)).tree
     assert flat is not None
     assert steep is not None
     assert len(flat.root.children) == 2
@@ -204,7 +173,7 @@ def test_a_judge_merges_steps() -> None:
         run(mcts(QUESTION, ListedPolicy({}), NoiseCritic(), config, 0))
 
 
-def test_a_fast_policy_writes_the_roll_outs() -> None:
+def test_a_fast_policy_writes_the_rollouts() -> None:
     class Fast(ListedPolicy):
         pass
 
