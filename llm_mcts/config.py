@@ -18,7 +18,7 @@ C = TypeVar("C")
 def load_config(
     cls: type[C], source: str | Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None
 ) -> C:
-    """Build the dataclass `cls` from a YAML file or a mapping; `overrides` maps dotted names to values.
+    """Build the dataclass `cls` from a YAML file, a "preset:NAME" or a mapping; `overrides` maps dotted names to values.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong type, or a value the dataclass refuses.
@@ -30,7 +30,36 @@ def load_config(
     return _build(cls, data)
 
 
+def preset_files() -> dict[str, Path]:
+    """The presets by name, such as "search/gumbel": what the installed package ships, or a checkout's `configs`."""
+    package = Path(__file__).parent
+    folder = next((f for f in (package / "presets", package.parent / "configs") if f.is_dir()), None)
+    if folder is None:
+        return {}
+    files = sorted(file for file in folder.rglob("*.yaml") if file.parent.name != "accelerate")  # accelerate's own format
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def preset_file(name: str) -> Path:
+    """The file of a preset, by its whole name or the last part of it.
+
+    Raises:
+        ConfigError: there is none of that name, or several.
+    """
+    presets = preset_files()
+    if name in presets:
+        return presets[name]
+    found = [known for known in presets if known.rpartition("/")[2] == name]
+    if len(found) > 1:
+        raise ConfigError(f"preset '{name}' could be {' or '.join(found)}; give the whole name")
+    if not found:
+        raise ConfigError(f"no preset '{name}'{suggest(name, [*presets, *(p.rpartition('/')[2] for p in presets)])}")
+    return presets[found[0]]
+
+
 def _read(path: str | Path) -> dict[str, Any]:
+    if str(path).startswith("preset:"):
+        path = preset_file(str(path).removeprefix("preset:"))
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -77,17 +106,6 @@ def _build(cls: type[C], data: Mapping[str, Any]) -> C:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     try:
-        return cls(**vars(parser.instantiate_classes(parser.parse_object(dict(data)))))
+        return cls(**vars(parser.instantiate(parser.parse_object(dict(data)))))
     except ArgumentError as error:
         raise ConfigError(" ".join(str(error).split())) from error
-
-
-def settings_help(cls: type[Any]) -> str:
-    """Every setting of `cls` with its type, default and meaning, one `--KEY` each."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(add_help=False, usage="")
-    parser.add_class_arguments(cls)
-    text: str = parser.format_help()
-    return text[text.index("\n") :].strip("\n")

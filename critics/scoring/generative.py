@@ -57,6 +57,7 @@ class VerifierConfig:
     max_rationale_tokens: int = 256
     """Longest rationale; one that has no verdict by then abstains."""
     seed: int = 0
+    """Of the rationales' sampling."""
 
     def __post_init__(self) -> None:
         if self.rationales < 0 or self.temperature < 0 or self.max_rationale_tokens < 1:

@@ -17,8 +17,8 @@ from typing import Any
 
 from llm_mcts.errors import exhausted
 
-MENDABLE = 2
-"""Exit status of what the user can mend."""
+USER_ERROR = 2
+"""Exit status of an error that the user can fix."""
 RESUMABLE = ("self-improve", "evaluate", "label", "imagine", "diagnose")
 """Commands with --resume: they keep what they have done in --out."""
 _REMEDY = {
@@ -71,7 +71,7 @@ def end(error: BaseException, argv: Sequence[str]) -> int | None:
     if (what := exhausted(error)) is None:
         return None
     tell(f"{_REMEDY[what]} ({_first_line(error)}); {what_next(argv, _MAKE_ROOM[what])}")
-    return MENDABLE
+    return USER_ERROR
 
 
 _MAKE_ROOM = {

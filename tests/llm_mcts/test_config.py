@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from llm_mcts.config import load_config, settings_help
+from llm_mcts.cli.help import all_settings
+from llm_mcts.config import load_config
 from llm_mcts.errors import ConfigError
 from llm_mcts.settings import SolverConfig
 
@@ -183,7 +184,7 @@ def test_search_settings_are_checked_inside_the_solver_configuration() -> None:
 
 
 def test_help_names_every_setting_with_its_meaning_and_default() -> None:
-    text = settings_help(Outer)
+    text = all_settings(Outer)
     for key in ("--middle.inner.width", "--middle.inner.rate", "--middle.inner.mode", "--middle.label", "--search", "--count"):
         assert key in text
     assert "How wide, at least 1." in text

@@ -180,7 +180,7 @@ def _agreement(records: Sequence[Mapping[str, Any]], problems: Sequence[Problem]
     return fmean(agree) if agree else None
 
 
-def told(report: Mapping[str, Any], out: Path) -> str:
+def summary_text(report: Mapping[str, Any], out: Path) -> str:
     """The report in two or three lines."""
     r = report
     paid = " (the search had paid for them)" if r["method"] == "tree" else ""

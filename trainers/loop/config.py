@@ -68,6 +68,7 @@ class SelfImproveConfig:
     concurrency: int = 64
     """Questions searched at once, at least 1."""
     seed: int = 0
+    """Of every draw in the run."""
 
     def __post_init__(self) -> None:
         least = {"num_rounds": 1, "train_questions": 1, "unlabelled_questions": 1, "eval_questions": 1, "concurrency": 1}

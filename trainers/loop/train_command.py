@@ -47,7 +47,8 @@ def job_config(kind: str) -> type[Any]:
         parts = {"train": TrainConfig} | ({kind: trainer.settings} if trainer.settings else {})
         if trainer.trains_value:
             parts["head"] = HeadConfig
-            sections.append(("value_start", str | None, field(default=None)))
+            about = {"meaning": "A value model on a policy's trunk, whose head is trained further; none: a new head."}
+            sections.append(("value_start", str | None, field(default=None, metadata=about)))
     sections += [(name, cls, field(default_factory=cls)) for name, cls in parts.items()]
     return make_dataclass("TrainJobConfig", sections, bases=(TrainJob,), frozen=True, namespace={"__module__": __name__})
 

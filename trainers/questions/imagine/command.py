@@ -102,7 +102,7 @@ def writer(config: ImagineConfig, solver: SolverConfig) -> Iterator[LMPolicy | N
         yield loaded.policy
 
 
-def told(report: dict[str, Any], out: Path) -> str:
+def summary_text(report: dict[str, Any], out: Path) -> str:
     """The report in two lines."""
     made, kept = sum(report["candidates"].values()), report["kept"]
     shown = ", ".join(f"{n} {kind}" for kind, n in kept.items())
