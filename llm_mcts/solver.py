@@ -16,6 +16,7 @@ from llm_mcts.engines import build_engine
 from llm_mcts.engines.base import Engine
 from llm_mcts.errors import ConfigError, LLMMCTSError, QuestionError
 from llm_mcts.models import EMBEDDED
+from llm_mcts.packages import refuse_shadows
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.result import SearchResult
@@ -63,6 +64,7 @@ class Solver:
     def _critic(self, shared: "SharedBackbone | None") -> Critic | None:
         if self.config.critics == CriticsConfig():
             return None
+        refuse_shadows()
         from critics.assemble.configured import configured_critic
 
         return configured_critic(self.config.critics, self.policy, shared, self.config.seed)

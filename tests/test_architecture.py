@@ -58,7 +58,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "trainers/loop": (*SEARCHING, "runner", "scores", "runs", "evaluate", "critics", "critics/*", "trainers/*"),
 }
 # Files that stand directly in a package: the name of their room, where it is not their own.
-IN_BASE = ("types", "errors", "seeding", "concurrency", "config", "fields", "stats")
+IN_BASE = ("types", "errors", "seeding", "concurrency", "config", "fields", "stats", "packages")
 ROOM_OF = {f"llm_mcts.{name}": "base" for name in IN_BASE} | {"llm_mcts.result": "tree"}
 # The command line and the packages' own front doors may import anything, and nothing imports them.
 CLI = tuple(f"llm_mcts.cli{name}" for name in ("", ".__main__", ".help", ".parsing", ".use", ".improve", ".inspect"))

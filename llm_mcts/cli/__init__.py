@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from llm_mcts import __version__
 from llm_mcts.cli import improve, inspect, use
 from llm_mcts.errors import ConfigError, LLMMCTSError, suggest
+from llm_mcts.packages import refuse_shadows
 from llm_mcts.runs.interrupts import USER_ERROR, end, signals_raise, tell
 
 GROUPS: dict[str, dict[str, Callable[[list[str]], None]]] = {
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise ConfigError(f"no command '{command}'{suggest(command, COMMANDS)}")
+        refuse_shadows()
         with signals_raise():
             COMMANDS[command](rest)
     except (Exception, KeyboardInterrupt) as error:
