@@ -83,18 +83,16 @@ async def distinct_steps(
     known = list(siblings)
     for draw in draws:
         for step in await propose(n + len(siblings) - len(known), draw):
-            if not await _is_known(state, step, known, same):
+            if step not in known and not (same and await _merges(state, step, known, same)):
                 known.append(step)
         if len(known) >= n + len(siblings):
             break
     return known[len(siblings) :]
 
 
-async def _is_known(state: State, step: Step, known: Sequence[Step], same: Same | None) -> bool:
-    """Whether a step repeats one of those known."""
-    if step in known:
-        return True
+async def _merges(state: State, step: Step, known: Sequence[Step], same: Same) -> bool:
+    """Whether a step says the same as one of those known; the first that does is enough."""
     for other in known:
-        if same and step.answer == other.answer and await same(state, step, other):
+        if step.answer == other.answer and await same(state, step, other):
             return True
     return False

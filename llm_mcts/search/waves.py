@@ -18,28 +18,31 @@ async def simulate_together(search: TreeSearch, starts: Sequence[Node]) -> None:
 
     Of several that reach the same new leaf one counts; the others are undone, as if they had not begun.
     """
-    leaves, growing = [], []
+    expansion, leaves, growing = search.expansion, list[Node](), list[Node]()
     for start in starts:
-        leaf = search.descend(start, search.expansion.due)
+        leaf = search.descend(start, expansion.due)
         apply_virtual_loss(leaf)
         leaves.append(leaf)
-        if search.expansion.reserve(leaf):
+        if expansion.reserve(leaf):
             growing.append(leaf)
     try:
-        with search.expansion:
+        with expansion:
             if growing:
                 growing = _distinct(growing)
-                new = await gather_all([search.expansion.expand(node) for node in growing])
+                new = await gather_all([expansion.expand(node) for node in growing])
                 leaves = _resume(search, leaves, dict(zip(growing, new, strict=True)))
-            unvalued = [leaf for leaf in _distinct(leaves) if leaf.value is None]
+            unvalued = _distinct(leaf for leaf in leaves if leaf.value is None)
             if unvalued:
                 await search.evaluate(unvalued)
     finally:
         for leaf in leaves:
             undo_virtual_loss(leaf)
-    for i, leaf in enumerate(leaves):
-        if leaf not in unvalued or leaf not in leaves[:i]:
+    counted: set[Node] = set()
+    for leaf in leaves:
+        if leaf not in counted:
             search.backup(leaf)
+        if leaf in unvalued:
+            counted.add(leaf)
 
 
 def _resume(search: TreeSearch, leaves: Sequence[Node], grown: dict[Node, list[Node]]) -> list[Node]:

@@ -55,8 +55,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         WAVES_TEST,
     ),
     (WAVES, "        node.in_flight -= 1\n", "", WAVES_TEST),
-    (WAVES, "if leaf not in unvalued or leaf not in leaves[:i]:", "if leaf not in leaves[:i]:", WAVES_TEST),
-    (WAVES, "if leaf not in unvalued or leaf not in leaves[:i]:", "if True:", WAVES_TEST),
+    (WAVES, "        if leaf in unvalued:\n", "        if True:\n", WAVES_TEST),
+    (WAVES, "        if leaf not in counted:\n", "        if True:\n", WAVES_TEST),
     (WAVES, "            resumed[-1].in_flight += 1\n", "", "tests/llm_mcts/search/test_anytime.py"),
     (WAVES, "grown[leaf].pop(0)", "grown[leaf].pop()", "tests/golden"),
     # Expansion.
