@@ -1,4 +1,5 @@
 # make quickstart: set up and run two self-improvement rounds.   make test: set up and run the tests.
+# make check: lint, types and tests, as in continuous integration.   make check-all: what is slower, with results in docs/.
 PYTHON ?= python3
 VENV ?= .venv
 # Installed first where the virtual environment has no torch yet; give pip's arguments for another build.
@@ -6,13 +7,16 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint check format check-openvino bench-peers clean
+# Tests run in as many processes as there are cores, each with one thread.
+PROCESSES ?= auto
+
+.PHONY: quickstart test lint check check-all mutants format check-openvino bench-peers clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/llm-mcts self-improve --config configs/quickstart.yaml --out $(OUT) --resume
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -20,6 +24,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 check: lint test
+
+# One-line errors planted in the code, each of which a test must find; the result goes to docs/results/mutants.md.
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python scripts/mutants.py
+
+check-all: check mutants
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -23,6 +23,4 @@ def refuse_shadows() -> None:
         places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
         if ours not in places:
             found = "nothing" if spec is None else spec.origin or ", ".join(map(str, places))
-            raise ConfigError(
-                f"{found} is imported as '{name}', which is a package of llm-mcts ({ours}); rename it, or run from another folder"
-            )
+            raise ConfigError(f"{found} hides llm-mcts's own package '{name}' ({ours}); rename it, or run from another folder")

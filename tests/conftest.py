@@ -9,6 +9,11 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# One profile for all tests: a busy machine is no failure, and the same examples come every time.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("tests")
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "llm_mcts" / "embedded"
 

@@ -61,7 +61,7 @@ def test_presets_are_found_by_their_name_or_its_last_part() -> None:
     assert load_config(SolverConfig, "preset:search/mcts_uct").search["selection"] == "uct"  # type: ignore[index]
     with pytest.raises(ConfigError, match="no preset 'gumbl'; did you mean"):
         load_config(SolverConfig, "preset:gumbl")
-    with pytest.raises(ConfigError, match="could be .*; give the whole name"):
+    with pytest.raises(ConfigError, match=r"could be .*; give the whole name"):
         load_config(SolverConfig, "preset:arith")
 
 
@@ -91,6 +91,7 @@ def test_a_solver_without_critics_does_not_mind(tmp_path: Path) -> None:
 def test_the_front_page_names_what_users_extend() -> None:
     for name in llm_mcts.__all__:
         assert getattr(llm_mcts, name) is not None
-    code = "import sys, llm_mcts; llm_mcts.Tree, llm_mcts.SEARCHES, llm_mcts.TASKS; print({'torch', 'transformers'} & set(sys.modules))"
+    used = "llm_mcts.Tree, llm_mcts.SEARCHES, llm_mcts.TASKS"
+    code = f"import sys, llm_mcts; {used}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

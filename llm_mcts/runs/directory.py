@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 import yaml
 
+from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.runs.durable import make_folder as make_folder
 from llm_mcts.runs.durable import place_folder as place_folder
 from llm_mcts.runs.durable import write_atomically as write_atomically
-from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.runs.journal import Journal as Journal
 from llm_mcts.runs.locks import RunLock, holder, owner_file
 from llm_mcts.runs.provenance import differences, new_session, next_manifest, now

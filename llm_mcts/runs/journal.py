@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_mcts.runs.durable import make_folder, sync_folder, write_atomically
 from llm_mcts.errors import DataError
+from llm_mcts.runs.durable import make_folder, sync_folder, write_atomically
 
 
 class Journal:

@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llm_mcts.models import EMBEDDED
 from llm_mcts.errors import ConfigError
+from llm_mcts.models import EMBEDDED
 from llm_mcts.types import Problem
 
 PACKAGES = ("llm-mcts", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")

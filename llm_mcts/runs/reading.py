@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from llm_mcts.runner import Record
 from llm_mcts.runs.directory import RoundDirectory, RunDirectory, run_files
+from llm_mcts.runs.stages import STAGES
 from llm_mcts.scores import Score, paired_difference
 from llm_mcts.stats import PairedDifference
-from llm_mcts.runs.stages import STAGES
 from llm_mcts.types import Problem, Usage
 
 Split = Literal["eval", "test"]

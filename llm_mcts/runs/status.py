@@ -19,9 +19,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.runs.directory import RunDirectory, run_files
 from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.locks import owner_text
-from llm_mcts.runs.directory import RunDirectory, run_files
 from llm_mcts.runs.reading import Run, read_run
 from llm_mcts.runs.stages import CRITIC_STAGES, ROUND_STAGES, StageName
 from llm_mcts.scores import Score
@@ -213,7 +213,9 @@ def _count(journal: Journal) -> int | None:
     return journal.count() if journal.begun else None
 
 
-def _time_left(done: Sequence[StageStatus], current: StageStatus | None, num_rounds: int) -> tuple[float | None, Literal["run", "stage"]]:
+def _time_left(
+    done: Sequence[StageStatus], current: StageStatus | None, num_rounds: int
+) -> tuple[float | None, Literal["run", "stage"]]:
     """Seconds until the run ends, from earlier rounds; in the first round until the stage ends, by its rate."""
     if current is None:
         return None, "run"

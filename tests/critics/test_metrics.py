@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from critics.metrics import (
@@ -41,7 +41,6 @@ def test_auc_by_hand() -> None:
 samples = st.lists(st.builds(Sample, st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), st.booleans()), max_size=12)
 
 
-@settings(deadline=None)
 @given(samples)
 def test_auc_is_its_definition(rows: list[Sample]) -> None:
     pairs = [(r, w) for r in rows if r.right for w in rows if not w.right]
@@ -104,7 +103,6 @@ def test_best_of_n_by_hand() -> None:
             best_of(rows, n)
 
 
-@settings(deadline=None)
 @given(samples.filter(lambda rows: len(rows) >= 1), st.data())
 def test_best_of_n_is_the_mean_over_all_choices(rows: list[Sample], data: st.DataObject) -> None:
     n = data.draw(st.integers(1, min(4, len(rows))))

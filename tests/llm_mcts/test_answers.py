@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_mcts.tasks.answers import extract_answer, format_number, normalise_answer, parse_number, same_answer
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(max_examples=50)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from llm_mcts.stats import PairedDifference, wilson
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.types import Usage
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(max_examples=50)
 
 
 def records(outcomes: str, **usage: Any) -> list[Record]:

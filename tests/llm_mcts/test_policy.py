@@ -4,7 +4,7 @@ import itertools
 from math import inf, log, nan
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mcts.engines.base import Completion, Request
@@ -187,7 +187,6 @@ def test_a_long_number_of_samples_begins_with_the_short_one() -> None:
     assert len({s.text for s in many}) > 1
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1).filter(str.strip), st.integers(0, 2**40), st.integers(1, 6))
 def test_proposals_are_distinct_and_depend_on_the_arguments_alone(question: str, seed: int, n: int) -> None:
     question = question.encode("utf-8", "ignore").decode()

@@ -13,7 +13,7 @@ from llm_mcts.errors import ConfigError
 from llm_mcts.prompts import EXAMPLES, Encoder, PromptConfig, PromptFormat, chat_template_of
 from llm_mcts.types import State, Step
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(max_examples=50)
 
 EMBEDDED_FOLDER = Path(__file__).parents[2] / "llm_mcts" / "embedded"
 PLAIN = PromptFormat(PromptConfig())

@@ -18,7 +18,7 @@ from llm_mcts.solver import Solver
 from llm_mcts.tasks.base import AnswerTask
 from llm_mcts.types import Problem, State, Step, Usage, meter
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(max_examples=50)
 
 check = AnswerTask().check
 

@@ -18,7 +18,7 @@ from llm_mcts.tasks.base import AnswerTask, Task
 from llm_mcts.tasks.gsm8k import GSM8KTask
 from llm_mcts.tasks.jsonl import JsonlTask, read_jsonl
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(max_examples=50)
 
 LEVEL_NAMES = ["easy", "medium", "hard"]
 SPLITS = ["train", "dev", "test"]

@@ -207,13 +207,13 @@ def trees(draw: st.DrawFn) -> Tree:
     return tree
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trees())
 def test_json_round_trip(tree: Tree) -> None:
     check_round_trip(tree)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trees())
 def test_every_node_knows_its_place(tree: Tree) -> None:
     for node in tree.nodes():

@@ -121,7 +121,7 @@ def test_cached_scores_are_those_of_a_plain_forward(model: CriticModel, cache_mb
     assert_close(step_scores(critic, *STATES[::-1])[::-1], expected)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(
     calls=st.lists(st.tuples(st.lists(st.integers(0, len(STATES) - 1), max_size=4), st.integers(0, 20)), max_size=5),
     max_batch=st.sampled_from([1, 2, 8]),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.runs.directory import Journal, RoundDirectory, RunDirectory, versions, write_atomically
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(max_examples=50)
 
 RECORDS = [{"id": f"q{i}", "text": "é\u2028\n", "n": i} for i in range(4)]
 

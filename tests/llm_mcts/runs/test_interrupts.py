@@ -16,16 +16,15 @@ from typing import Any
 
 import pytest
 
-from llm_mcts.runs import durable
-
 from llm_mcts import cli
 from llm_mcts.errors import DataError, EngineError, exhausted
+from llm_mcts.result import SearchResult
+from llm_mcts.runner import run_questions
+from llm_mcts.runs import durable
+from llm_mcts.runs.directory import place_folder, write_atomically
 from llm_mcts.runs.interrupts import Interrupted, signals_raise, what_next
 from llm_mcts.runs.journal import Journal
-from llm_mcts.runner import run_questions
-from llm_mcts.runs.directory import place_folder, write_atomically
 from llm_mcts.types import Problem
-from llm_mcts.result import SearchResult
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

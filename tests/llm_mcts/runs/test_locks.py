@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llm_mcts.errors import ConfigError
-from llm_mcts.runs.locks import RunLock, holder, owner_file
 from llm_mcts.runs.directory import RunDirectory
+from llm_mcts.runs.locks import RunLock, holder, owner_file
 
 CONFIG = {"seed": 0}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from llm_mcts.runs import provenance
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.runs.provenance import code_commit, hash_model, hash_problems, new_session, next_manifest
+from llm_mcts.runs import provenance
 from llm_mcts.runs.directory import RunDirectory
+from llm_mcts.runs.provenance import code_commit, hash_model, hash_problems, new_session, next_manifest
 from llm_mcts.types import Problem
 
 CONFIG = {"seed": 0, "concurrency": 4}

@@ -12,8 +12,8 @@ import pytest
 
 from llm_mcts.cli import main
 from llm_mcts.runner import Record
-from llm_mcts.runs.status import find_runs, run_status
 from llm_mcts.runs.directory import RunDirectory
+from llm_mcts.runs.status import find_runs, run_status
 from llm_mcts.types import Usage
 
 CONFIG = {"num_rounds": 3, "train_questions": 10, "eval_questions": 4, "methods": {"greedy": "greedy", "mcts": "mcts"}}
@@ -54,7 +54,12 @@ def test_a_run_that_has_just_begun(run: RunDirectory) -> None:
     found = run_status(run.path)
     assert (found.name, found.state, found.rounds_done, found.num_rounds) == ("first", "running", 0, 3)
     assert found.in_progress is not None
-    assert (found.in_progress.name, found.in_progress.round, found.in_progress.done, found.in_progress.total) == ("evaluate", 0, 0, 8)
+    assert (found.in_progress.name, found.in_progress.round, found.in_progress.done, found.in_progress.total) == (
+        "evaluate",
+        0,
+        0,
+        8,
+    )
     assert (found.accuracy, found.tokens, found.seconds_left) == ({}, 0, None)
 
 

@@ -364,7 +364,7 @@ def test_a_finished_solution_needs_no_policy_and_no_count() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), width=st.integers(1, 6), depth=st.integers(1, 5))
 def test_trees_are_sound(name: str, seed: int, width: int, depth: int) -> None:
     search_, config = CASES[name]

@@ -6,7 +6,7 @@ from math import log
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError, CriticError, DataError
@@ -55,7 +55,6 @@ def test_sequential_halving_by_hand(considered: int, simulations: int, rounds: l
     assert list(sequential_halving(considered, simulations)) == rounds
 
 
-@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 300))
 def test_sequential_halving_spends_what_there_is(considered: int, simulations: int) -> None:
     rounds = list(sequential_halving(considered, simulations))

@@ -232,7 +232,7 @@ def searched(settings: dict[str, Any], num_parallel: int, critic: bool, seed: in
     return result, result.tree, engine.requests
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(random_settings, st.booleans(), seeds)
 def test_invariants_one_simulation_at_a_time(values: dict[str, Any], critic: bool, seed: int) -> None:
     _, tree, _ = searched(values, 1, critic, seed)
@@ -240,7 +240,7 @@ def test_invariants_one_simulation_at_a_time(values: dict[str, Any], critic: boo
     check_value_sums(tree)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(random_settings, st.integers(1, 6), st.booleans(), seeds)
 def test_invariants(values: dict[str, Any], num_parallel: int, critic: bool, seed: int) -> None:
     result, tree, requests = searched(values, num_parallel, critic, seed)

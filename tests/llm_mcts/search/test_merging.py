@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError
@@ -45,7 +45,6 @@ def slow_distance(a: str, b: str) -> int:
 short = st.text("ab", max_size=5)
 
 
-@settings(deadline=None)
 @given(short, short, st.integers(1, 6))
 def test_edit_distance_is_the_definition_cut_at_the_limit(a: str, b: str, limit: int) -> None:
     assert edit_distance(a, b, limit) == min(slow_distance(a, b), limit)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from math import log
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mcts.search.expansion import priors
@@ -201,7 +201,6 @@ CONSTANT = sorted(set(RULES) - {"alphazero"})
 
 
 @pytest.mark.parametrize("name", CONSTANT)
-@settings(deadline=None)
 @given(rows=visited)
 def test_without_exploration_value_decides(name: str, rows: list[tuple[int, float, float]]) -> None:
     node = parent(1 + sum(n for n, _, _ in rows), 0.5, [(n, n * q, p) for n, q, p in rows])
@@ -211,7 +210,6 @@ def test_without_exploration_value_decides(name: str, rows: list[tuple[int, floa
 
 
 @pytest.mark.parametrize("name", CONSTANT)
-@settings(deadline=None)
 @given(rows=visited, virtual_loss=st.floats(0, 5), in_flight=st.lists(st.integers(0, 4), min_size=6, max_size=6))
 def test_without_exploration_a_simulation_under_way_is_a_visit_worth_0(
     name: str, rows: list[tuple[int, float, float]], virtual_loss: float, in_flight: list[int]
@@ -251,7 +249,6 @@ def test_planted_errors_in_priors_are_detected(wrong: Callable[[Sequence[Step], 
         check_priors_by_hand(wrong)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(-2000, 0), st.integers(1, 200)), min_size=1, max_size=8),
     st.floats(0.05, 20),

@@ -1,7 +1,7 @@
 """Choosing one answer among whole solutions."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mcts.search.voting import best_trace, vote
@@ -68,7 +68,6 @@ def test_best_trace() -> None:
 many = st.lists(st.builds(trace, st.none() | st.sampled_from("ABC"), st.none() | st.floats(0, 1)), max_size=12)
 
 
-@settings(deadline=None)
 @given(many, st.booleans())
 def test_the_winner_outweighs_every_other_answer(traces: list[Trace], weighted: bool) -> None:
     answer, share = voted(*traces, weighted=weighted)
@@ -83,7 +82,6 @@ def test_the_winner_outweighs_every_other_answer(traces: list[Trace], weighted: 
         assert weight(str(answer)) >= weight(str(other))
 
 
-@settings(deadline=None)
 @given(many)
 def test_answers_without_scores_are_a_majority_vote(traces: list[Trace]) -> None:
     bare = [Trace(t.state) for t in traces]

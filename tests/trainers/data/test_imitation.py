@@ -4,7 +4,7 @@ from math import e, exp
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError, DataError
@@ -134,7 +134,6 @@ SOLUTION = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(SOLUTION, max_size=12),
     st.sampled_from(["text", "equations"]),

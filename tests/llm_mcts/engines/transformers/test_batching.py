@@ -111,7 +111,7 @@ def check(ask: Ask, found: Any) -> None:
         assert (found - hidden[ends]).abs().max() <= 1e-4 * hidden.abs().max()
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(
     schedule=st.lists(asks, min_size=1, max_size=10),
     max_batch=st.sampled_from([1, 2, 8]),

@@ -94,7 +94,7 @@ def test_ties_go_to_the_lower_token() -> None:
     assert found.tolist() == [0.0, 0.0, -torch.inf, -torch.inf, -torch.inf]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(-400, 400), min_size=3, max_size=30, unique=True),
     st.integers(1, 30),

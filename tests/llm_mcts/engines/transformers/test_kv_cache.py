@@ -54,7 +54,7 @@ def matched(tree: PrefixTree, tokens: Tokens) -> int:
     return sum(n for _, n in tree.match(tokens))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(operations)
 def test_without_a_limit_the_tree_is_a_dictionary_of_prefixes(script: list[tuple[str, Tokens]]) -> None:
     tree, model = PrefixTree(10**9), dict[Tokens, float]()
@@ -69,7 +69,7 @@ def test_without_a_limit_the_tree_is_a_dictionary_of_prefixes(script: list[tuple
         assert tree.bytes == TOKEN_BYTES * len(model)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(operations, st.integers(0, 20))
 def test_with_a_limit_bytes_stay_exact_and_below_and_nothing_wrong_is_found(
     script: list[tuple[str, Tokens]], tokens_allowed: int
@@ -88,7 +88,7 @@ def test_with_a_limit_bytes_stay_exact_and_below_and_nothing_wrong_is_found(
         assert tree.bytes == sum(edge.kv.nbytes for edge in edges(tree))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(operations)
 def test_the_radix_form_holds(script: list[tuple[str, Tokens]]) -> None:
     """Edges are not empty, hold as many positions as tokens, hang under their first token, and know their parent."""

@@ -176,7 +176,7 @@ requests_ = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(
     schedule=st.lists(st.tuples(requests_, st.integers(0, 40)), min_size=1, max_size=7),
     max_batch=st.sampled_from([1, 2, 3, 8]),

@@ -114,7 +114,7 @@ def test_what_is_near_a_held_out_question_is_refused() -> None:
     assert (kept.kept, kept.overlap) == (True, pytest.approx(4 / 11, abs=1e-4))
 
 
-@settings(deadline=None, max_examples=25)  # the machine may be busy
+@settings(max_examples=25)  # the machine may be busy
 @given(st.sets(st.integers(0, 11)), st.sampled_from([0.3, 0.5, 0.9]), st.booleans(), st.integers(0, 3))
 def test_nothing_kept_is_near_a_held_out_question(places: set[int], threshold: float, mask: bool, seed: int) -> None:
     held_out = [TRAIN[i].question for i in sorted(places)]

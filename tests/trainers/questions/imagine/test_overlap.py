@@ -1,7 +1,7 @@
 """Which questions are near each other, by hand."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError
@@ -70,7 +70,6 @@ def test_the_first_of_equally_near_ones_is_named_and_added_ones_count() -> None:
     assert len(index) == 2
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.sampled_from(["a", "b", "c", "7", "eight"]), min_size=1, max_size=12), st.booleans())
 def test_every_question_is_nearest_to_itself(words: list[str], mask: bool) -> None:
     question = " ".join(words)
@@ -78,7 +77,6 @@ def test_every_question_is_nearest_to_itself(words: list[str], mask: bool) -> No
     assert share == 1.0
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_shares_are_shares_of_any_text(a: str, b: str) -> None:
     share, _ = OverlapIndex([a], ngram=2).nearest(b)

@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError
@@ -104,7 +104,6 @@ NUMBERS = st.one_of(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.one_of(WORDS, NUMBERS), max_size=12), st.integers(0, 5))
 def test_the_question_never_stays_as_it_was(words: list[str], seed: int) -> None:
     question = " ".join(words)
