@@ -9,8 +9,8 @@ the user's turn and the solution as the assistant's, else the plain prompt. Deco
 models by plain forwards.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf, isfinite
 from typing import Any
 
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from critics.kinds import Kind
 from critics.published.formats import NEUTRAL, check_plain, reserved_tokens
 from critics.published.loading import keep_within_window
+from critics.scoring.memo import Memo
 from critics.scoring.trained import AGGREGATES
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.transformers.batching import BatchedModel
 from llm_mcts.errors import ConfigError, ModelError, QuestionError
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.types import State, Usage, meter
-
-_MEMORY = 200_000
 
 Key = tuple[str, ...]
 
@@ -52,7 +51,7 @@ class ClassifierCritic:
         self.batch = BatchedModel(model, max_batch, cache_mb) if is_decoder(model) else None
         self._reserved = reserved_tokens(tokenizer)
         self._plain = PromptFormat(PromptConfig())
-        self._known: OrderedDict[Key, float] = OrderedDict()
+        self._memo: Memo[Key, float] = Memo()
 
     @property
     def context(self) -> int:
@@ -69,15 +68,13 @@ class ClassifierCritic:
         keys = [(state.question, *(step.text for step in state.steps)) for state in states]
         usage = meter()
         usage.critic_calls += len(keys)
-        known = {key: NEUTRAL if len(key) == 1 else self._known[key] for key in keys if len(key) == 1 or key in self._known}
-        new = [key for key in dict.fromkeys(keys) if key not in known]
-        logits = await self._logits([self._ids(key) for key in new], usage)
-        scores = torch.sigmoid(self.scale * logits + self.bias).tolist()
-        known.update(zip(new, scores, strict=True))
-        self._known.update(zip(new, scores, strict=True))
-        while len(self._known) > _MEMORY:
-            self._known.popitem(last=False)
-        return [known[key] for key in keys]
+        return await self._memo.fetch(keys, partial(self._judge, usage))
+
+    async def _judge(self, usage: Usage, keys: list[Key]) -> list[float]:
+        asked = [key for key in keys if len(key) > 1]
+        logits = await self._logits([self._ids(key) for key in asked], usage)
+        scores = dict(zip(asked, torch.sigmoid(self.scale * logits + self.bias).tolist(), strict=True))
+        return [scores.get(key, NEUTRAL) for key in keys]
 
     async def step_scores(self, states: Sequence[State]) -> list[list[float]]:
         """For each state the scores of its question alone and of every prefix of its steps, each read as a solution."""

@@ -8,8 +8,8 @@ which the model is not asked for. How each model is written to, and how sure tha
 """
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from critics.kinds import Kind
 from critics.published.classifier import ClassifierCritic, is_decoder
 from critics.published.formats import FORMATS, NEUTRAL, PRMFormat, StepFormat
 from critics.published.loading import Head, checkpoint_folder, keep_within_window, load_step_judge, load_weights
+from critics.scoring.memo import Memo
 from critics.scoring.trained import AGGREGATES
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.transformers.batching import BatchedModel
@@ -29,8 +30,6 @@ from llm_mcts.types import State, Usage, meter
 
 PublicFormat = PRMFormat | Literal["classifier"]
 PUBLIC_FORMATS: tuple[str, ...] = (*FORMATS, "classifier")
-
-_MEMORY = 200_000
 
 Key = tuple[str, ...]
 
@@ -59,7 +58,7 @@ class PublicPRM:
         keep_within_window(backbone.config)
         self.batch = BatchedModel(backbone, max_batch, cache_mb)
         self._head, self._format = head, format
-        self._known: OrderedDict[Key, float] = OrderedDict()
+        self._memo: Memo[Key, float] = Memo()
 
     def aggregated(self, aggregate: str) -> "PublicPRM":
         """The same model, memory and cache with another aggregate."""
@@ -93,18 +92,15 @@ class PublicPRM:
     async def _judge(self, key: Key, usage: Usage) -> list[float]:
         """The scores of all prefixes of a key; only those are read that are not known."""
         prefixes = [key[: i + 1] for i in range(1, len(key))]
-        known = {prefix: self._known[prefix] for prefix in prefixes if prefix in self._known}
-        rows = {prefix: self._format.ids(prefix[0], prefix[1:]) for prefix in prefixes if prefix not in known}
-        if longest := max(map(len, rows.values()), default=0):
-            if longest > self.batch.context:
-                raise QuestionError(
-                    f"a solution of {longest} tokens; expected at most the critic's context of {self.batch.context}"
-                )
-            known |= dict(zip(rows, await self._read(list(rows.values()), usage), strict=True))
-            self._known.update(known)
-            while len(self._known) > _MEMORY:
-                self._known.popitem(last=False)
-        return [NEUTRAL, *(known[prefix] for prefix in prefixes)]
+        return [NEUTRAL, *await self._memo.fetch(prefixes, partial(self._judge_prefixes, usage))]
+
+    async def _judge_prefixes(self, usage: Usage, prefixes: list[Key]) -> list[float]:
+        rows = [self._format.ids(prefix[0], prefix[1:]) for prefix in prefixes]
+        if (longest := max(map(len, rows))) > self.batch.context:
+            raise QuestionError(
+                f"a solution of {longest} tokens; expected at most the critic's context of {self.batch.context}"
+            )
+        return await self._read(rows, usage)
 
     async def _read(self, rows: list[list[int]], usage: Usage) -> list[float]:
         """The score at each row's last token; rows that begin the last one, as a rule all, are read with it at one go."""

@@ -9,13 +9,13 @@ It asks through an engine, so the solution's tokens are in the cache along the t
 question in front). A rationale that never comes to its verdict is an abstention, counted, not a zero.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 from statistics import fmean
 from typing import Literal
 
+from critics.scoring.memo import Memo
 from critics.scoring.trained import AGGREGATES
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Engine, Request
@@ -25,7 +25,6 @@ from llm_mcts.seeding import derive_seed
 from llm_mcts.types import State, meter
 
 VerdictKind = Literal["genrm", "orm", "prm"]
-_MEMORY = 200_000
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class GenerativeVerifier:
         self.aggregate = AGGREGATES[aggregate if kind == "prm" else "last"]
         self.abstentions = 0
         """Rationales without a verdict so far."""
-        self._known: OrderedDict[State, float] = OrderedDict()
+        self._memo: Memo[State, float] = Memo()
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """One score in [0, 1] a state."""
@@ -111,11 +110,12 @@ class GenerativeVerifier:
         """
         meter().critic_calls += len(states)
         prefixes = [self._prefixes(state) for state in states]
-        wanted = dict.fromkeys(prefix for row in prefixes for prefix in row)
-        known = {prefix: self._known[prefix] for prefix in wanted if prefix in self._known}
-        new = [prefix for prefix in wanted if prefix not in known]
-        known.update(zip(new, await gather_all([self._judge(state) for state in new]), strict=True))
-        return [[known[prefix] for prefix in row] for row in prefixes]
+        wanted = list(dict.fromkeys(prefix for row in prefixes for prefix in row))
+        scores = dict(zip(wanted, await self._memo.fetch(wanted, self._judge_all), strict=True))
+        return [[scores[prefix] for prefix in row] for row in prefixes]
+
+    async def _judge_all(self, states: list[State]) -> list[float]:
+        return await gather_all([self._judge(state) for state in states])
 
     def _prefixes(self, state: State) -> list[State]:
         if self.kind != "prm":
@@ -124,13 +124,8 @@ class GenerativeVerifier:
 
     async def _judge(self, state: State) -> float:
         if self.config.rationales:
-            found = await self._vote(state)
-        else:
-            found = await self._verdict(self.prompt.verification(state, self.verdict.question))
-        self._known[state] = found
-        while len(self._known) > _MEMORY:
-            self._known.popitem(last=False)
-        return found
+            return await self._vote(state)
+        return await self._verdict(self.prompt.verification(state, self.verdict.question))
 
     async def _verdict(self, asked: Sequence[str]) -> float:
         """p(yes) behind a prompt, against p(no) where the kind says so."""

@@ -6,16 +6,14 @@ their combination (`combine.LogisticCritic`) ranks better than either. Asked thr
 memory of its own, and the question's tokens are in the engine's cache.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from math import exp
 
+from critics.scoring.memo import Memo
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Engine
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.types import State, meter
-
-_MEMORY = 200_000
 
 
 class LikelihoodCritic:
@@ -24,7 +22,7 @@ class LikelihoodCritic:
     def __init__(self, engine: Engine, prompt: PromptFormat) -> None:
         """`engine`: as a rule the policy's own, `prompt`: its format."""
         self._engine, self._format = engine, prompt
-        self._known: OrderedDict[tuple[str, ...], float] = OrderedDict()
+        self._memo: Memo[tuple[str, ...], float] = Memo()
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """One score a state; 1 for a bare question, of which the policy wrote nothing.
@@ -33,17 +31,13 @@ class LikelihoodCritic:
             QuestionError: a state is longer than the model's context.
         """
         meter().critic_calls += len(states)
-        keys = [self._format.segments(state) for state in states]
-        known = {key: self._known[key] for key in keys if key in self._known}
-        new = [key for key in dict.fromkeys(keys) if key not in known]
-        known.update(zip(new, await gather_all([self._likelihood(key) for key in new]), strict=True))
-        return [known[key] for key in keys]
+        return await self._memo.fetch([self._format.segments(state) for state in states], self._likelihoods)
+
+    async def _likelihoods(self, keys: list[tuple[str, ...]]) -> list[float]:
+        return await gather_all([self._likelihood(key) for key in keys])
 
     async def _likelihood(self, key: tuple[str, ...]) -> float:
         if len(key) == 1:
             return 1.0
         [logprobs] = await self._engine.logprobs(key[:1], [key[1:]])
-        likelihood = self._known[key] = exp(sum(logprobs) / len(logprobs))
-        while len(self._known) > _MEMORY:
-            self._known.popitem(last=False)
-        return likelihood
+        return exp(sum(logprobs) / len(logprobs))

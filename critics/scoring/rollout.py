@@ -8,18 +8,17 @@ Its randomness depends on the seed and the state alone, so a state has one value
 completions are the policy's and metered by its engine; an end that states no answer is worth 0.
 """
 
-import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
+from critics.scoring.memo import Memo
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError
 from llm_mcts.search.contracts import completions, critic_scores
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tasks.answers import same_answer
 from llm_mcts.types import Critic, Policy, State
-
-_MEMORY = 100_000
 
 
 class RolloutCritic:
@@ -50,16 +49,16 @@ class RolloutCritic:
             ConfigError: judge and answers, no answer, or a count below 1.
         """
         if judge is not None and answers is not None:
-            raise ConfigError("a roll-out critic with a judge and answers; expected one of them, or neither")
+            raise ConfigError("a rollout critic with a judge and answers; expected one of them, or neither")
         if answers is not None and not answers:
-            raise ConfigError("a roll-out critic with an empty list of answers; expected at least one")
+            raise ConfigError("a rollout critic with an empty list of answers; expected at least one")
         if num_rollouts < 1 or num_votes < 1:
             raise ConfigError(f"num_rollouts is {num_rollouts} and num_votes {num_votes}; expected at least 1")
         self._policy: Policy = getattr(policy, "fast", None) or policy
         self._judge, self._answers = judge, answers
         self._num_rollouts, self._num_votes = num_rollouts, num_votes
         self._temperature, self._seed = temperature, seed
-        self._known: OrderedDict[tuple[str, ...], asyncio.Task[list[State]]] = OrderedDict()
+        self._memo: Memo[tuple[str, ...], list[State]] = Memo(100_000)
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """One value in [0, 1] per state."""
@@ -90,13 +89,7 @@ class RolloutCritic:
     async def _complete(self, state: State, n: int, purpose: str) -> list[State]:
         """Completions of a state; the same are asked for once, also by callers at the same time."""
         key = (purpose, state.question, *(step.text for step in state.steps))
-        if key not in self._known:
-            seed = derive_seed(self._seed, *key)
-            self._known[key] = asyncio.ensure_future(completions(self._policy, state, n, seed, self._temperature))
-            if len(self._known) > _MEMORY:
-                self._known.popitem(last=False)
-        try:
-            return await asyncio.shield(self._known[key])
-        except BaseException:
-            self._known.pop(key, None)
-            raise
+        return (await self._memo.fetch([key], partial(self._sample, state, n)))[0]
+
+    async def _sample(self, state: State, n: int, keys: list[tuple[str, ...]]) -> list[list[State]]:
+        return [await completions(self._policy, state, n, derive_seed(self._seed, *key), self._temperature) for key in keys]

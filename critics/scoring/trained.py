@@ -11,7 +11,6 @@ A head that judges by surprisal reads every token of the solution; what these ha
 new step costs its own tokens and the one in front of them.
 """
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from critics.model.model import CriticModel
 from critics.model.surprisal import Running, solution_features, surprisals
+from critics.scoring.memo import Memo
 from llm_mcts.engines.transformers.batching import BatchedModel, Count
 from llm_mcts.errors import ConfigError, QuestionError, suggest
 from llm_mcts.prompts import Encoder
@@ -35,8 +35,6 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "prod": prod,
 }
 """How the scores of a solution's steps become one."""
-
-_MEMORY = 200_000
 
 Key = tuple[str, ...]
 
@@ -64,11 +62,9 @@ class ModelCritic:
         self.batch = batch or BatchedModel(model.backbone, max_batch, cache_mb)
         self._format = model.prompt_format
         self._encode = Encoder(model.tokenizer)
-        self._known: OrderedDict[Key, float] = OrderedDict()
+        self.memo: Memo[Key, float] = Memo()
         self._run_up: OrderedDict[Key, tuple[float, float, float]] = OrderedDict()
         """For a head that judges by surprisal: a prefix's number of tokens, their log-probabilities' sum and the least."""
-        self._coming: dict[Key, asyncio.Future[float]] = {}
-        self._reading: set[asyncio.Task[None]] = set()
 
     async def score(self, states: Sequence[State]) -> list[float]:
         """One score in [0, 1] per state: sigmoid of the logit at the last token of its steps, combined by `aggregate`."""
@@ -89,58 +85,22 @@ class ModelCritic:
         usage = meter()
         usage.critic_calls += len(keys)
         for key in dict.fromkeys(keys):
-            self._order(key, usage)
-        prefixes = {key[: i + 1] for key in keys for i in range(len(key))}
-        known = {p: self._known[p] for p in prefixes if p not in self._coming}
-        coming = {p: self._coming[p] for p in prefixes if p in self._coming}
-        # shielded: these futures belong to everyone who waits for them
-        found = await asyncio.gather(*map(asyncio.shield, coming.values()))
-        known.update(zip(coming, found, strict=True))
-        return [[known[key[: i + 1]] for i in range(len(key))] for key in keys]
+            self.memo.begin((key[: i + 1] for i in range(len(key))), partial(self._read, key, usage))
+        found = dict.fromkeys(key[: i + 1] for key in keys for i in range(len(key)))
+        scores = dict(zip(found, await self.memo.values(list(found)), strict=True))
+        return [[scores[key[: i + 1]] for i in range(len(key))] for key in keys]
 
-    def _order(self, key: Key, usage: Usage) -> None:
-        """Have those prefixes of a key read that are neither known nor being read; nobody's leaving stops a reading."""
-        loop = asyncio.get_running_loop()
-        if self._coming and next(iter(self._coming.values())).get_loop() is not loop:
-            self._coming.clear()  # an event loop ended in the middle
-        new = [i for i in range(len(key)) if key[: i + 1] not in self._known and key[: i + 1] not in self._coming]
-        if not new:
-            return
-        self._coming.update({key[: i + 1]: loop.create_future() for i in new})
-        task = loop.create_task(self._read(key, new, usage))
-        self._reading.add(task)
-        task.add_done_callback(self._reading.discard)
-        task.add_done_callback(partial(self._give_up, [self._coming[key[: i + 1]] for i in new], [key[: i + 1] for i in new]))
+    async def _read(self, key: Key, usage: Usage, prefixes: list[Key]) -> list[float]:
+        """The scores of some prefixes of a key, which are read together."""
 
-    def _give_up(self, futures: list["asyncio.Future[float]"], prefixes: list[Key], _: object) -> None:
-        """Leave nothing behind of a reading that was cancelled before it began."""
-        for prefix, future in zip(prefixes, futures, strict=True):
-            if not future.done():
-                future.cancel()
-                self._coming.pop(prefix, None)
-
-    async def _read(self, key: Key, new: list[int], usage: Usage) -> None:
         def count(computed: int, _: int) -> None:
             usage.critic_tokens += computed
 
-        prefixes = [key[: i + 1] for i in new]
         judge = self._judge_by_surprisal if self.model.by_surprisal else self._judge
-        try:
-            scores = torch.sigmoid((await judge(key, new, count)).float()).tolist()
-        except BaseException as error:
-            for prefix in prefixes:
-                told = self._coming.pop(prefix)
-                told.set_exception(error if isinstance(error, Exception) else RuntimeError("the critic was stopped"))
-                told.exception()  # seen, should nobody wait for it any more
-            if not isinstance(error, Exception):
-                raise
-            return
-        for prefix, score in zip(prefixes, scores, strict=True):
-            self._known[prefix] = score
-            self._coming.pop(prefix).set_result(score)
-        for memory in (self._known, self._run_up):
-            while len(memory) > _MEMORY:
-                memory.popitem(last=False)
+        scores: list[float] = torch.sigmoid((await judge(key, [len(p) - 1 for p in prefixes], count)).float()).tolist()
+        while len(self._run_up) > self.memo.size:
+            self._run_up.popitem(last=False)
+        return scores
 
     async def _judge(self, key: Key, new: list[int], count: Count) -> Tensor:
         """The logits [len(new)] at the ends of those prefixes."""

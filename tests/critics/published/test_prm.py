@@ -183,7 +183,9 @@ def test_text_that_a_tokenizer_joins_across_steps_is_read_apart(published: dict[
     right = critic._format.ids
     critic._format.ids = lambda question, steps: [*right(question, steps)[: 5 * len(steps)], 7 + len(steps)]  # type: ignore[method-assign]
     together = ask(critic, [state(*LINES)])[0]
-    critic._known.clear()
+    critic = load_public(published["skywork"].folder, "skywork")
+    assert isinstance(critic, PublicPRM)
+    critic._format.ids = lambda question, steps: [*right(question, steps)[: 5 * len(steps)], 7 + len(steps)]  # type: ignore[method-assign]
     apart = [ask(critic, [state(*LINES[:k])])[0][-1] for k in (1, 2, 3)]
     assert together[1:] == pytest.approx(apart, abs=1e-5)
     assert len({round(score, 4) for score in apart}) == 3

@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import critics.scoring.trained
 from critics.model.heads import HeadConfig
 from critics.model.model import CriticModel
 from critics.scoring.trained import AGGREGATES, ModelCritic
@@ -361,9 +360,9 @@ def test_a_cancelled_caller_harms_no_one(model: CriticModel) -> None:
     assert_close(asyncio.run(run()), [plain_scores(model, STATES[4])])
 
 
-def test_a_short_memory_forgets_but_never_fails(model: CriticModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(critics.scoring.trained, "_MEMORY", 3)
+def test_a_short_memory_forgets_but_never_fails(model: CriticModel) -> None:
     critic = ModelCritic(model)
+    critic.memo.size = 3
     for one in STATES:
         assert_close(step_scores(critic, one), [plain_scores(model, one)])
 
