@@ -5,6 +5,7 @@ it runs can refuse one that does not fit.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,15 @@ def model_folder(model: str) -> str:
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"model folder {model} does not exist; expected '{EMBEDDED}', a folder or a hub id")
     return model
+
+
+def apply_umask(folder: Path) -> None:
+    """Give the files of a folder the mode that `open` would have given them; safetensors writes them for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def same_model(a: str, b: str) -> bool:

@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from llm_mcts.config import load_config
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.errors import ConfigError, suggest
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.policy import PolicyConfig
 from llm_mcts.prompts import PromptConfig
 from llm_mcts.search import SEARCHES
@@ -17,42 +18,34 @@ RANK_AVERAGE = "rank_average"
 
 
 @dataclass(frozen=True)
-class CriticsConfig:
+class CriticsConfig(Settings, section="critics"):
     """Checkpoints of trained critics, and how they are combined."""
 
     value: str | None = None
     """Folder of a value model."""
     prm: str | None = None
-    """Folder of a process reward model."""
+    """Folder of a process reward model, or FORMAT:PLACE of a published one (folder or hub id), asked as its authors do:
+    math_shepherd, rlhflow (Llama3.1-8B-PRM-*-Data), qwen (Qwen2.5-Math-PRM) or skywork (Skywork-o1-Open-PRM)."""
     orm: str | None = None
-    """Folder of an outcome reward model, or of a generative verifier."""
-    value_weight: float = 1.0
-    """Weight of the value model on unfinished solutions, at least 0. AlphaLLM: 1."""
-    prm_weight: float = 1.0
-    """Weight of the PRM on unfinished solutions, at least 0. AlphaLLM: 1."""
+    """Folder of an outcome reward model or of a generative verifier, or classifier:PLACE (folder or hub id of a published
+    AutoModelForSequenceClassification)."""
+    value_weight: Annotated[float, AtLeast(0)] = 1.0
+    """Weight of the value model on unfinished solutions. AlphaLLM: 1."""
+    prm_weight: Annotated[float, AtLeast(0)] = 1.0
+    """Weight of the PRM on unfinished solutions. AlphaLLM: 1."""
     finished: str | None = None
     """What judges finished solutions in the ORM's place: the file of a learned sum that `llm-mcts diagnose --fit FILE` wrote,
     or rank_average: the mean of all critics' ranks, the policy's likelihood among them (for best_of_n)."""
-    rollouts: int = 0
+    rollouts: Annotated[int, AtLeast(0)] = 0
     """Completions of an unfinished solution whose mean worth takes a value model's place; 0: none. They are judged as finished
     solutions are, or by agreement with the majority of 16 completions of the question. Math-Shepherd: 8."""
-    prm_aggregate: str = "last"
+    prm_aggregate: Literal["last", "min", "mean", "prod"] = "last"
     """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
-    prm_format: Literal["own", "math_shepherd", "rlhflow", "qwen", "skywork"] = "own"
-    """What `prm` is: own, or a published model (folder or hub id) that is asked as its authors do: math_shepherd, rlhflow
-    (Llama3.1-8B-PRM-*-Data), qwen (Qwen2.5-Math-PRM) or skywork (Skywork-o1-Open-PRM)."""
-    orm_format: Literal["own", "classifier"] = "own"
-    """What `orm` is: own, or classifier (folder or hub id of a published AutoModelForSequenceClassification)."""
-    orm_scale: float = 1.0
-    """A classifier's score is sigmoid(orm_scale * logit + orm_bias); above 0. With `finished`, as diagnose had it: 1."""
-    orm_bias: float = 0.0
-    """See orm_scale. With `finished`: 0."""
     calibration: str | None = None
     """File of the critics' calibrations: what `llm-mcts diagnose --calibrate FILE` wrote. A learned sum reads plain scores."""
 
     def __post_init__(self) -> None:
-        if self.rollouts < 0:
-            raise ConfigError(f"critics.rollouts is {self.rollouts}; expected at least 0")
+        super().__post_init__()
         if self.rollouts and self.value:
             raise ConfigError(
                 f"critics.rollouts is {self.rollouts} with a value model ({self.value}), whose place they take; drop one"

@@ -1,16 +1,22 @@
 """The installed package: what is in the wheel, presets from any folder, and files of the user's that hide our packages."""
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+import critics
 import llm_mcts
+import trainers
 from llm_mcts.config import load_config, preset_files
 from llm_mcts.errors import ConfigError
 from llm_mcts.settings import SolverConfig
+from trainers.fit.fit import save_atomically
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. How many shells does Mia have now?"
@@ -89,9 +95,23 @@ def test_a_solver_without_critics_does_not_mind(tmp_path: Path) -> None:
 
 
 def test_the_front_page_names_what_users_extend() -> None:
-    for name in llm_mcts.__all__:
-        assert getattr(llm_mcts, name) is not None
-    used = "llm_mcts.Tree, llm_mcts.SEARCHES, llm_mcts.TASKS"
-    code = f"import sys, llm_mcts; {used}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    for package in (llm_mcts, critics, trainers):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+    used = "llm_mcts.Tree, llm_mcts.SEARCHES, llm_mcts.TASKS, critics.KINDS, trainers"
+    code = f"import sys, critics, llm_mcts, trainers; {used}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_get_the_umasks_mode(umask: int, mode: int, tiny_model: Path, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        critics.CriticModel.create("orm", str(tiny_model)).save_pretrained(tmp_path / "critic")
+        save_atomically(lambda folder: save_file({"w": torch.ones(1)}, folder / "model.safetensors"), tmp_path / "policy")
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "critic").iterdir(), *(tmp_path / "policy").iterdir()]
+    assert {file.stat().st_mode & 0o777 for file in files} == {mode}
+    assert {"head.safetensors", "model.safetensors"} <= {file.name for file in files}

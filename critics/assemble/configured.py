@@ -2,19 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
-from critics.assemble.loading import load_critic
-from critics.published.prm import PublicPRM, load_public
+from critics.assemble.loading import load_critic, weights_folder
+from critics.published.prm import PublicPRM
 from critics.scoring.calibration import calibrated, load_calibrations
 from critics.scoring.combine import Combination, CriticWeights, LogisticCritic, RankAverageCritic, WeightedCritic
 from critics.scoring.likelihood import LikelihoodCritic
 from critics.scoring.rollout import RolloutCritic
-from llm_mcts.engines.base import Engine
 from llm_mcts.policy import LMPolicy
 from llm_mcts.settings import RANK_AVERAGE, CriticsConfig
 from llm_mcts.types import Critic
 
 if TYPE_CHECKING:
     from llm_mcts.engines.transformers.adapters import SharedBackbone
+
+ASKED_AS: dict[str, tuple[str, ...]] = {"value": ("value",), "prm": ("prm",), "orm": ("orm", "genrm")}
+"""Setting -> the kinds of critic it takes."""
 
 
 def configured_critic(
@@ -29,8 +31,10 @@ def configured_critic(
         seed: of the roll-out critic.
     """
     places = {"value": config.value, "prm": config.prm, "orm": config.orm}
-    plain = {
-        kind: _load(config, kind, place, config.prm_aggregate, shared, policy.engine) for kind, place in places.items() if place
+    plain: dict[str, Critic] = {
+        kind: load_critic(place, ASKED_AS[kind], config.prm_aggregate, shared, policy.engine)
+        for kind, place in places.items()
+        if place
     }
     if not (plain or config.finished or config.rollouts):
         return None
@@ -39,21 +43,13 @@ def configured_critic(
         fitted = load_calibrations(config.calibration)
         for kind, critic in plain.items():
             place: Any = places[kind]
-            critics[kind] = calibrated(critic, kind, place, config.calibration, fitted, config.prm_aggregate)  # type: ignore[arg-type]
+            folder, file = weights_folder(place), config.calibration
+            critics[kind] = calibrated(critic, kind, folder, file, fitted, config.prm_aggregate)  # type: ignore[arg-type]
     judge = _finished(config, plain, policy, shared) if config.finished else critics.get("orm")
     if config.rollouts:
         critics["value"] = RolloutCritic(policy, judge, num_rollouts=config.rollouts, seed=seed)
     weights = CriticWeights(config.value_weight, config.prm_weight)
     return WeightedCritic(critics.get("value"), critics.get("prm"), judge, weights)
-
-
-def _load(
-    config: CriticsConfig, kind: str, place: str, aggregate: str, shared: "SharedBackbone | None", policy: Engine
-) -> Critic:
-    format = {"prm": config.prm_format, "orm": config.orm_format}.get(kind, "own")
-    if format != "own":
-        return load_public(place, format, aggregate, config.orm_scale, config.orm_bias)
-    return load_critic(place, ("orm", "genrm") if kind == "orm" else (kind,), aggregate, shared, policy)
 
 
 def _finished(config: CriticsConfig, plain: dict[str, Critic], policy: LMPolicy, shared: "SharedBackbone | None") -> Critic:
@@ -68,6 +64,6 @@ def _finished(config: CriticsConfig, plain: dict[str, Critic], policy: LMPolicy,
         parts["prm"] = (
             prm.aggregated(learned.prm_aggregate)
             if isinstance(prm, PublicPRM)
-            else _load(config, "prm", config.prm, learned.prm_aggregate, shared, policy.engine)
+            else load_critic(config.prm, ASKED_AS["prm"], learned.prm_aggregate, shared, policy.engine)
         )
     return LogisticCritic(parts, learned)

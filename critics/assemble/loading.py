@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safetensors import SafetensorError
 
 from critics.kinds import Kind
-from critics.model.model import CriticModel
+from critics.model.model import FORMAT_VERSION, CriticModel
+from critics.published.loading import checkpoint_folder
 from critics.published.prm import PUBLIC_FORMATS, load_public
 from critics.scoring.generative import VERDICTS, GenerativeVerifier, VerdictKind, VerifierConfig
 from critics.scoring.trained import ModelCritic
@@ -37,6 +38,7 @@ class VerifierFile:
     base: str
     prompt: dict[str, Any]
     verifier: dict[str, Any]
+    version: int | None
 
 
 ROLES: dict[str, Kind] = {"value": "value", "prm": "prm", "orm": "orm", "genrm": "orm"}
@@ -84,9 +86,11 @@ def load_critic(
     Raises:
         ModelError: the folder holds no critic, or one of another kind.
     """
-    format, colon, public = str(place).partition(":")
-    if colon and format in PUBLIC_FORMATS:
-        return load_public(public, format, aggregate)
+    format, public = published(place)
+    if format:
+        critic = load_public(public, format, aggregate)
+        _check_kind(place, critic.kind, kinds)
+        return critic
     folder = Path(place)
     if (folder / VERIFIER_FILE).exists():
         return _load_verifier(folder, kinds, aggregate, shared)
@@ -102,6 +106,18 @@ def load_critic(
     return ModelCritic(model, aggregate)
 
 
+def published(place: str | Path) -> tuple[str, str]:
+    """(format, folder or hub id) of a published model that is named as FORMAT:PLACE; else ("", place)."""
+    format, colon, public = str(place).partition(":")
+    return (format, public) if colon and format in PUBLIC_FORMATS else ("", str(place))
+
+
+def weights_folder(place: str | Path) -> Path:
+    """Where a critic's weights are."""
+    format, public = published(place)
+    return checkpoint_folder(public) if format else Path(place)
+
+
 def _trunk(folder: Path, policy: Engine | None) -> BatchedModel | None:
     """The policy's batch, where the checkpoint is a head trained on that very model."""
     try:
@@ -115,14 +131,16 @@ def _trunk(folder: Path, policy: Engine | None) -> BatchedModel | None:
 
 def _load_verifier(folder: Path, kinds: Sequence[str], aggregate: str, shared: "SharedBackbone | None") -> GenerativeVerifier:
     try:
-        about = VerifierFile(**json.loads((folder / VERIFIER_FILE).read_text(encoding="utf-8")))
+        about = VerifierFile(**{"version": None, **json.loads((folder / VERIFIER_FILE).read_text(encoding="utf-8"))})
         prompt = PromptConfig(**{**about.prompt, "answer_markers": tuple(about.prompt["answer_markers"])})
         config = VerifierConfig(**about.verifier)
         known = about.kind in VERDICTS
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder / VERIFIER_FILE} is damaged ({first_line(error)}); train the verifier again") from error
+    if about.version != FORMAT_VERSION:
+        raise ModelError(f"{folder} has format version {about.version}; expected {FORMAT_VERSION}: train the verifier again")
     if not known:
-        raise ModelError(f"{folder} holds a verifier of kind '{about.kind}'; expected one of {', '.join(VERDICTS)}")
+        raise ModelError(f"{folder} is a verifier of kind '{about.kind}'; expected one of {', '.join(VERDICTS)}")
     _check_kind(folder, about.kind, kinds)
     config_of_engine = EngineConfig(str(folder))
     if shared:
@@ -133,6 +151,6 @@ def _load_verifier(folder: Path, kinds: Sequence[str], aggregate: str, shared: "
     return GenerativeVerifier(engine, PromptFormat(prompt, engine.chat_template), about.kind, config, aggregate)
 
 
-def _check_kind(folder: Path, kind: str, kinds: Sequence[str]) -> None:
+def _check_kind(folder: str | Path, kind: str, kinds: Sequence[str]) -> None:
     if kinds and kind not in kinds:
-        raise ModelError(f"{folder} holds a critic of kind '{kind}'; expected '{' or '.join(kinds)}'")
+        raise ModelError(f"{folder} is a critic of kind '{kind}'; expected '{' or '.join(kinds)}'")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from critics.assemble.loading import ROLES, StepCritic, load_critic
+from critics.assemble.loading import ROLES, StepCritic, load_critic, weights_folder
 from critics.diagnosis.figures import (
     CalibrationCheck,
     Diagnosis,
@@ -253,7 +253,12 @@ def _calibrate(
         checks[label] = check_calibration(kind, groups, config.calibration)
     fitted = {
         kinds[label]: Fitted(
-            c.fitted[c.chosen], c.chosen, head_hash(folders[label]), c.questions, c.samples, config.prm_aggregate
+            c.fitted[c.chosen],
+            c.chosen,
+            head_hash(weights_folder(folders[label])),
+            c.questions,
+            c.samples,
+            config.prm_aggregate,
         )
         for label, c in checks.items()
     }

@@ -6,34 +6,28 @@ surprisal   the mlp of [h, f]: f tells how likely the language model's head foun
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from critics.model.surprisal import FEATURES
-from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings, Within
 
 HeadKind = Literal["mlp", "ovm", "surprisal"]
 
 
 @dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Settings, section="head"):
     """What turns a hidden state into a logit."""
 
-    width: int = 128
-    """Hidden units of the mlp and surprisal heads, at least 1."""
-    dropout: float = 0.0
-    """Dropout in front of the output, in [0, 1). OVM: 0.2."""
+    width: Annotated[int, AtLeast(1)] = 128
+    """Hidden units of the mlp and surprisal heads."""
+    dropout: Annotated[float, Within(0, 1, open_high=True)] = 0.0
+    """Dropout in front of the output. OVM: 0.2."""
     kind: HeadKind = "mlp"
     """mlp: one hidden layer; ovm: OVM's own, a learnable gain and bias in front of a linear map without bias; surprisal: one
     hidden layer that also reads how likely the backbone, as a language model, found the tokens written so far."""
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError(f"head with width={self.width}, dropout={self.dropout}; expected width >= 1, dropout in [0, 1)")
-        if self.kind not in get_args(HeadKind):
-            raise ConfigError(f"head.kind is '{self.kind}'; expected one of {', '.join(get_args(HeadKind))}")
 
     def build(self, hidden: int) -> nn.Sequential:
         """A new head for hidden states of that size, random by torch's generator."""

@@ -1,30 +1,27 @@
 """Low-rank adaptation of a model's linear layers, by PEFT."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
 from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings, Within
 
 
 @dataclass(frozen=True)
-class LoraSpec:
+class LoraSpec(Settings, section="lora"):
     """Low-rank adaptation of the linear layers (PEFT)."""
 
-    rank: int = 16
+    rank: Annotated[int, AtLeast(0)] = 16
     """Rank of the update; 0 trains the whole model."""
-    alpha: int = 32
+    alpha: Annotated[int, AtLeast(1)] = 32
     """Scale of the update is alpha / rank."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Within(0, 1, open_high=True)] = 0.0
     """Dropout on the adapter's input."""
-    layers: int = 0
-    """Adapt the last so many transformer layers alone, at least 0; 0: all. The gradient stops below them, so a step through
+    layers: Annotated[int, AtLeast(0)] = 0
+    """Number of transformer layers to adapt, the last ones; 0: all. The gradient stops below them, so a step through
     8 of 24 layers costs little more than half of one through all."""
-
-    def __post_init__(self) -> None:
-        if self.layers < 0:
-            raise ConfigError(f"lora.layers is {self.layers}; expected at least 0 (0: all layers)")
 
     def adapt(self, model: Any, task_type: str) -> Any:
         """`model` with a new adapter for `task_type` (CAUSAL_LM or FEATURE_EXTRACTION), random by torch's generator.

@@ -22,12 +22,16 @@ from critics.model.language_head import attach_language_head, save_language_head
 from critics.model.lora import LoraSpec
 from critics.model.surprisal import solution_features, surprisals
 from llm_mcts.errors import ConfigError, ModelError, first_line
-from llm_mcts.models import load_tokenizer, model_folder
+from llm_mcts.models import apply_umask, load_tokenizer, model_folder
 from llm_mcts.prompts import PromptConfig, PromptFormat, chat_template_of
 
 if TYPE_CHECKING:
     from llm_mcts.engines.transformers.adapters import SharedBackbone
     from llm_mcts.engines.transformers.batching import BatchedModel
+
+
+FORMAT_VERSION = 1
+"""Of a checkpoint's critic.json."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class CriticModel(nn.Module):
         if self.lm_head is not None:
             save_language_head(self, folder)
         about = {
+            "version": FORMAT_VERSION,
             "kind": self.kind,
             "base": self.base,
             "head": asdict(self.head_config),
@@ -164,6 +169,7 @@ class CriticModel(nn.Module):
             "trunk": self.trunk,
         }
         (folder / "critic.json").write_text(json.dumps(about, indent=2) + "\n")
+        apply_umask(folder)
 
     @classmethod
     def from_pretrained(
@@ -189,16 +195,19 @@ class CriticModel(nn.Module):
         folder = Path(folder)
         try:
             about = json.loads((folder / "critic.json").read_text())
+            version = about.get("version")
             found, base, head = about["kind"], about["base"], HeadConfig(**about["head"])
             on_trunk = bool(about.get("trunk", False))
             prompt = PromptConfig(**{**about["prompt"], "answer_markers": tuple(about["prompt"]["answer_markers"])})
             weights = load_file(folder / "head.safetensors")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
-                f"{folder} is no critic checkpoint ({first_line(error)}); expected critic.json and head.safetensors"
+                f"{folder} is not a critic checkpoint ({first_line(error)}); expected critic.json and head.safetensors"
             ) from error
+        if version != FORMAT_VERSION:
+            raise ModelError(f"{folder} has format version {version}; expected {FORMAT_VERSION}: train the critic again")
         if kind is not None and found != kind:
-            raise ModelError(f"{folder} holds a critic of kind '{found}'; expected '{kind}'")
+            raise ModelError(f"{folder} is a critic of kind '{found}'; expected '{kind}'")
         if on_trunk:
             backbone = trunk.backbone if trunk else _load_backbone(base).requires_grad_(False)
         else:

@@ -1,17 +1,17 @@
 """Outcome reward models published as sequence classifiers (AutoModelForSequenceClassification) as critics.
 
-    one label     sigmoid(scale * logit + bias)
-    two labels    the same of logit 1 - logit 0: with scale 1 and bias 0 that is softmax(logits)[1]
+    one label     sigmoid(logit)
+    two labels    sigmoid(logit 1 - logit 0), which is softmax(logits)[1]
 
 Many one-label models are trained on preferences alone (Bradley and Terry): their logits order solutions, but sigmoid(logit) is
-no probability until `scale` and `bias` are fitted to outcomes. The text is the tokenizer's chat template with the question as
+no probability until it is calibrated (`diagnose --calibrate`). The text is the tokenizer's chat template with the question as
 the user's turn and the solution as the assistant's, else the plain prompt. Decoders are read through a `BatchedModel`, other
 models by plain forwards.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from critics.scoring.memo import Memo
 from critics.scoring.trained import AGGREGATES
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.transformers.batching import BatchedModel
-from llm_mcts.errors import ConfigError, ModelError, QuestionError
+from llm_mcts.errors import ModelError, QuestionError
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.types import State, Usage, meter
 
@@ -36,17 +36,11 @@ class ClassifierCritic:
 
     kind: Kind = "orm"
 
-    def __init__(
-        self, model: Any, tokenizer: Any, scale: float = 1.0, bias: float = 0.0, max_batch: int = 16, cache_mb: int = 512
-    ) -> None:
-        """`scale`, `bias`: calibration of the logit."""
+    def __init__(self, model: Any, tokenizer: Any, max_batch: int = 16, cache_mb: int = 512) -> None:
         if model.config.num_labels not in (1, 2):
             raise ModelError(f"the classifier has {model.config.num_labels} labels; expected 1 (a reward) or 2 (wrong, right)")
-        if not (isfinite(scale) and isfinite(bias) and scale > 0):
-            raise ConfigError(f"calibration with scale={scale}, bias={bias}; expected scale > 0 and a finite bias")
         self.aggregate: Callable[[Sequence[float]], float] = AGGREGATES["last"]
         self.model, self.tokenizer, self.max_batch = model.eval(), tokenizer, max_batch
-        self.scale, self.bias = scale, bias
         keep_within_window(model.config)
         self.batch = BatchedModel(model, max_batch, cache_mb) if is_decoder(model) else None
         self._reserved = reserved_tokens(tokenizer)
@@ -73,7 +67,7 @@ class ClassifierCritic:
     async def _judge(self, usage: Usage, keys: list[Key]) -> list[float]:
         asked = [key for key in keys if len(key) > 1]
         logits = await self._logits([self._ids(key) for key in asked], usage)
-        scores = dict(zip(asked, torch.sigmoid(self.scale * logits + self.bias).tolist(), strict=True))
+        scores = dict(zip(asked, torch.sigmoid(logits).tolist(), strict=True))
         return [scores.get(key, NEUTRAL) for key in keys]
 
     async def step_scores(self, states: Sequence[State]) -> list[list[float]]:

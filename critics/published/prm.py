@@ -120,16 +120,13 @@ class PublicPRM:
         return [next(shared) if begun else next(single) for begun in begins]
 
 
-def load_public(
-    place: str | Path, format: str, aggregate: str = "last", scale: float = 1.0, bias: float = 0.0
-) -> PublicPRM | ClassifierCritic:
+def load_public(place: str | Path, format: str, aggregate: str = "last") -> PublicPRM | ClassifierCritic:
     """A published reward model as a critic. Its own Python code, if it has any, is never run.
 
     Args:
         place: a folder, or a hub id as owner/name or owner/name@revision; weights in safetensors.
         format: a PublicFormat.
         aggregate: of a PRM's step scores.
-        scale, bias: of a classifier, see ClassifierCritic.
 
     Raises:
         ConfigError: no such format or aggregate.
@@ -145,7 +142,7 @@ def load_public(
         model = load_weights(folder, "AutoModelForSequenceClassification")
         if is_decoder(model):
             pack_linears(model.base_model)
-        return ClassifierCritic(model, tokenizer, scale, bias)
+        return ClassifierCritic(model, tokenizer)
     writes = FORMATS[format](tokenizer)
     backbone, head = load_step_judge(folder, writes.head, getattr(writes, "plus", 0), getattr(writes, "minus", 0))
     return PublicPRM(backbone, head, writes, aggregate)

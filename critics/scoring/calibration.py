@@ -14,13 +14,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import exp, isfinite, log1p
+from math import exp, isfinite
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from critics.kinds import KINDS, Kind
 from critics.metrics import Group, Sample
 from critics.scoring.combine import logit
+from critics.scoring.logistic import fit_logistic
 from critics.scoring.trained import AGGREGATES
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.runs.directory import write_atomically
@@ -61,53 +64,15 @@ def fit_calibration(samples: Sequence[Sample], method: Method = "platt") -> Cali
         raise ConfigError(f"calibration method is '{method}'; expected one of {', '.join(METHODS)}")
     if len({s.right for s in samples}) < 2:
         raise DataError(f"all {len(samples)} solutions have the same outcome; expected right and wrong ones to calibrate with")
-    x, y = [logit(s.score) for s in samples], [float(s.right) for s in samples]
-    free = method == "platt"
-    scale, bias = _newton(x, y, (1.0, 0.0), move_scale=True, move_bias=free)
+    x = torch.tensor([[logit(s.score), 1.0] for s in samples], dtype=torch.float64)
+    y = torch.tensor([float(s.right) for s in samples], dtype=torch.float64)
+    ridge, bias_moves = (RIDGE, RIDGE), method == "platt"
+    scale, bias = fit_logistic(x, y, (1.0, 0.0), ridge, (True, bias_moves)).tolist()
     if scale < 0:  # the likelihood is concave: with a >= 0 its maximum lies where a = 0
-        scale, bias = _newton(x, y, (0.0, 0.0), move_scale=False, move_bias=free)
+        scale, bias = 0.0, 0.0
+        if bias_moves:
+            bias = float(fit_logistic(x, y, (0.0, 0.0), ridge, (False, True))[1])
     return Calibration(scale, bias)
-
-
-def _newton(
-    x: Sequence[float], y: Sequence[float], start: tuple[float, float], move_scale: bool, move_bias: bool
-) -> tuple[float, float]:
-    """Minimise the mean cross-entropy over (scale, bias), or over those that may move; steps are halved until it falls."""
-    a, b = start
-    loss = _loss(x, y, a, b)
-    for _ in range(100):
-        da, db = _step(x, y, a, b, move_scale, move_bias)
-        size = 1.0
-        while size > 1e-8 and (new := _loss(x, y, a - size * da, b - size * db)) > loss:
-            size /= 2
-        if size <= 1e-8:
-            break
-        a, b, loss = a - size * da, b - size * db, new
-        if max(abs(da), abs(db)) < 1e-10:
-            break
-    return a, b
-
-
-def _step(x: Sequence[float], y: Sequence[float], a: float, b: float, move_scale: bool, move_bias: bool) -> tuple[float, float]:
-    """Newton's step H^-1 g of the two parameters, 0 for one that stays."""
-    p = [_sigmoid(a * v + b) for v in x]
-    w, n = [q * (1 - q) for q in p], len(x)
-    ga = sum((q - t) * v for q, t, v in zip(p, y, x, strict=True)) / n + RIDGE * (a - 1)
-    gb = sum(q - t for q, t in zip(p, y, strict=True)) / n + RIDGE * b
-    haa = sum(u * v * v for u, v in zip(w, x, strict=True)) / n + RIDGE
-    hab = sum(u * v for u, v in zip(w, x, strict=True)) / n
-    hbb = sum(w) / n + RIDGE
-    if not (move_scale and move_bias):
-        return (ga / haa if move_scale else 0.0), (gb / hbb if move_bias else 0.0)
-    determinant = haa * hbb - hab * hab
-    return (hbb * ga - hab * gb) / determinant, (haa * gb - hab * ga) / determinant
-
-
-def _loss(x: Sequence[float], y: Sequence[float], a: float, b: float) -> float:
-    """Mean of log(1 + e^z) - y z, z = a x + b, and the ridge."""
-    z = [a * v + b for v in x]
-    cross_entropy = sum(max(v, 0.0) + log1p(exp(-abs(v))) - t * v for v, t in zip(z, y, strict=True))
-    return cross_entropy / len(x) + RIDGE / 2 * ((a - 1) ** 2 + b * b)
 
 
 def _sigmoid(z: float) -> float:
@@ -153,16 +118,20 @@ class Fitted:
 
 
 def head_hash(folder: str | Path) -> str:
-    """The first 16 hex digits of the SHA-256 of a checkpoint's head, or of a verifier's weights: every training writes others.
+    """The first 16 hex digits of the SHA-256 of a checkpoint's head, or else of its weights: every training writes others.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there are none.
     """
-    for name in ("head.safetensors", "adapter_model.safetensors", "model.safetensors"):
-        if (path := Path(folder) / name).exists():
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    raise ConfigError(f"{folder} has no head.safetensors; expected a critic's checkpoint")
+    for pattern in ("head.safetensors", "adapter_model.safetensors", "model*.safetensors"):
+        if files := sorted(Path(folder).glob(pattern)):
+            digest = hashlib.sha256()
+            for path in files:
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            return digest.hexdigest()[:16]
+    raise ConfigError(f"{folder} has no head.safetensors and no weights; expected a critic's checkpoint")
 
 
 def save_calibrations(fitted: Mapping[Kind, Fitted], path: Path) -> None:
@@ -196,7 +165,9 @@ def _fitted(row: Mapping[str, Any]) -> Fitted:
     )
 
 
-def calibrated(critic: Critic, kind: Kind, folder: str, file: str, fitted: Mapping[Kind, Fitted], aggregate: str) -> Critic:
+def calibrated(
+    critic: Critic, kind: Kind, folder: str | Path, file: str, fitted: Mapping[Kind, Fitted], aggregate: str
+) -> Critic:
     """`critic`, loaded from `folder`, with its calibration from `file`.
 
     Raises:

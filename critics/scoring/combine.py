@@ -13,30 +13,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, isfinite, log
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
+from critics.scoring.logistic import fit_logistic
 from critics.scoring.trained import AGGREGATES
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.runs.directory import write_atomically
 from llm_mcts.search.contracts import critic_scores
 from llm_mcts.types import Critic, State
 
 
 @dataclass(frozen=True)
-class CriticWeights:
+class CriticWeights(Settings, section="critics"):
     """How much each critic counts on unfinished solutions."""
 
-    value: float = 1.0
+    value: Annotated[float, AtLeast(0)] = 1.0
     """AlphaLLM: 1."""
-    prm: float = 1.0
+    prm: Annotated[float, AtLeast(0)] = 1.0
     """AlphaLLM: 1."""
-
-    def __post_init__(self) -> None:
-        if self.value < 0 or self.prm < 0:
-            raise ConfigError(f"critic weights value={self.value}, prm={self.prm}; expected at least 0")
 
 
 class WeightedCritic:
@@ -140,16 +138,8 @@ def fit_combination(
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-9)
     x = torch.cat([(x - mean) / scale, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
     y = torch.tensor(outcomes, dtype=torch.float64)
-    penalty = torch.diag(torch.tensor([ridge] * len(names) + [0.0], dtype=torch.float64)) * len(rows)
-    w = torch.zeros(len(names) + 1, dtype=torch.float64)
-    for _ in range(50):
-        p = torch.sigmoid(x @ w)
-        gradient = x.T @ (p - y) + penalty @ w
-        hessian = x.T @ (x * (p * (1 - p)).clamp_min(1e-9)[:, None]) + penalty
-        step = torch.linalg.solve(hessian, gradient)
-        w = w - step
-        if step.abs().max() < 1e-9:
-            break
+    n = len(names)
+    w = fit_logistic(x, y, [0.0] * (n + 1), [ridge] * n + [0.0], [True] * (n + 1))
     weights = w[:-1] / scale
     return Combination(dict(zip(names, weights.tolist(), strict=True)), float(w[-1] - weights @ mean), prm_aggregate)
 

@@ -1,4 +1,4 @@
-"""Verdicts in words: a language model is asked whether a solution is right, and its probability of the answer is the score.
+"""Generative verifiers: a language model is asked whether a solution is right, and its probability of the answer is the score.
 
     GenRM, direct    p(Yes) behind "Is the answer correct (Yes/No)?"                               (arXiv 2408.15240)
     GenRM, CoT       the mean of p(Yes) behind K rationales that the model writes first: a vote
@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 from statistics import fmean
-from typing import Literal
+from typing import Annotated, Literal
 
 from critics.scoring.memo import Memo
 from critics.scoring.trained import AGGREGATES
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Engine, Request
 from llm_mcts.errors import ConfigError, CriticError, QuestionError
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.seeding import derive_seed
 from llm_mcts.types import State, meter
@@ -46,24 +47,20 @@ VERDICTS: dict[VerdictKind, Verdict] = {
 
 
 @dataclass(frozen=True)
-class VerifierConfig:
+class VerifierConfig(Settings, section="verifier"):
     """How a verifier is asked."""
 
-    rationales: int = 0
+    rationales: Annotated[int, AtLeast(0)] = 0
     """Rationales to vote, GenRM only; 0: the verdict at once. GenRM: 32."""
-    temperature: float = 0.7
+    temperature: Annotated[float, AtLeast(0)] = 0.7
     """Sampling temperature of rationales, above 0 when there are several."""
-    max_rationale_tokens: int = 256
+    max_rationale_tokens: Annotated[int, AtLeast(1)] = 256
     """Longest rationale; one that has no verdict by then abstains."""
     seed: int = 0
     """Of the rationales' sampling."""
 
     def __post_init__(self) -> None:
-        if self.rationales < 0 or self.temperature < 0 or self.max_rationale_tokens < 1:
-            raise ConfigError(
-                f"verifier with rationales={self.rationales}, temperature={self.temperature}, "
-                f"max_rationale_tokens={self.max_rationale_tokens}; expected at least 0, at least 0, at least 1"
-            )
+        super().__post_init__()
         if self.rationales > 1 and self.temperature == 0:
             raise ConfigError(
                 f"verifier with {self.rationales} rationales at temperature 0, all alike; expected one, or above 0"
@@ -71,7 +68,7 @@ class VerifierConfig:
 
 
 class GenerativeVerifier:
-    """A language model that judges in words. Await it within one event loop at a time."""
+    """A language model that writes its verdict. Await it within one event loop at a time."""
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from critics.assemble.loading import VERIFIER_FILE, VerifierFile
+from critics.model.model import FORMAT_VERSION
 from critics.scoring.generative import VERDICTS, VerdictKind, VerifierConfig
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.fields import AtLeast, Settings
@@ -144,7 +145,7 @@ def train_genrm(call: TrainCall) -> Metrics:
         return verdict_terms(token_logits(model, batch), batch, genrm.solving_weight)
 
     metrics = fit(lm.model, encoded, batch_loss, lm.fitting(call.config), call.seed, verdict_counts, call.logs)
-    about = VerifierFile(genrm.kind, call.start, asdict(lm.fmt.config), asdict(genrm.verifier))
+    about = VerifierFile(genrm.kind, call.start, asdict(lm.fmt.config), asdict(genrm.verifier), FORMAT_VERSION)
     lm.save(call.out, merge=False, also=lambda folder: _describe(about, folder))
     return metrics
 

@@ -18,6 +18,7 @@ from critics.model.heads import HeadConfig
 from critics.model.lora import LoraSpec
 from llm_mcts.errors import DataError
 from llm_mcts.fields import Above, AtLeast, Settings, Within
+from llm_mcts.models import apply_umask
 from llm_mcts.prompts import PromptConfig
 from llm_mcts.runs.directory import place_folder
 from trainers.data.encoding import Encoded, EncodedGroup, EncodedPair, collate
@@ -198,5 +199,6 @@ def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         save(scratch)
+        apply_umask(scratch)
         place_folder(scratch, folder)
     wait_for_all()

@@ -128,7 +128,7 @@ def test_bad_settings_end_in_one_line(
 
 def test_a_folder_without_a_critic_is_refused(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", str(tiny_model), *SMALL]) == 2
-    assert "is no critic checkpoint" in capsys.readouterr().err
+    assert "is not a critic checkpoint" in capsys.readouterr().err
 
 
 def test_an_answer_left_out_earns_a_critic_nothing() -> None:

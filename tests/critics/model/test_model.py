@@ -175,7 +175,7 @@ def test_a_missing_file_is_named_by_a_model_error(saved: tuple[CriticModel, Path
 
 
 def test_a_language_model_is_no_critic(tiny_model: Path) -> None:
-    with pytest.raises(ModelError, match="no critic checkpoint"):
+    with pytest.raises(ModelError, match="not a critic checkpoint"):
         CriticModel.from_pretrained(tiny_model)
 
 
@@ -267,10 +267,10 @@ def test_an_incomplete_description_is_refused(saved: tuple[CriticModel, Path], k
 
 
 def test_heads_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="width=0"):
+    with pytest.raises(ConfigError, match="head.width is 0"):
         HeadConfig(width=0)
     for dropout in (-0.1, 1.0):
-        with pytest.raises(ConfigError, match="dropout="):
+        with pytest.raises(ConfigError, match="head.dropout is"):
             HeadConfig(dropout=dropout)
 
 
@@ -286,7 +286,7 @@ def test_an_adapter_on_the_last_layer_alone(tiny_model: Path, tmp_path: Path) ->
     assert torch.equal(logits(CriticModel.from_pretrained(tmp_path / "critic", "orm")), logits(model))
 
 
-@pytest.mark.parametrize(("layers", "message"), [(3, "has 2; expected at most that"), (-1, "expected at least 0")])
+@pytest.mark.parametrize(("layers", "message"), [(3, "has 2; expected at most that"), (-1, "expected a whole number >= 0")])
 def test_an_adapter_on_layers_that_there_are_not(tiny_model: Path, layers: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         CriticModel.create("orm", str(tiny_model), HEAD, lora=LoraSpec(rank=2, layers=layers))

@@ -18,7 +18,7 @@ from transformers import (
 
 from critics.published.classifier import ClassifierCritic, is_decoder
 from critics.published.prm import load_public
-from llm_mcts.errors import ConfigError, ModelError, QuestionError
+from llm_mcts.errors import ModelError, QuestionError
 from llm_mcts.types import Critic, State, Step, metered
 
 QUESTION = "Ann has 5 apples and buys 3 more. How many apples does Ann have now?"
@@ -128,7 +128,7 @@ def test_prefixes_are_read_as_solutions(folders: dict[tuple[str, int, bool], Pat
 
 
 def test_a_bare_question_is_neutral_and_free(folders: dict[tuple[str, int, bool], Path], key: tuple[str, int, bool]) -> None:
-    critic = load(folders[key], scale=2.0, bias=1.0)
+    critic = load(folders[key])
     with metered() as usage:
         assert asyncio.run(critic.score([state(), state(question="7?")])) == [0.5, 0.5]
     assert (usage.critic_tokens, usage.critic_calls) == (0, 2)
@@ -143,17 +143,13 @@ def test_what_is_known_costs_nothing(folders: dict[tuple[str, int, bool], Path],
     assert usage.critic_tokens == once > 0
 
 
-def test_calibration(folders: dict[tuple[str, int, bool], Path]) -> None:
+def test_scores_are_sigmoids_of_the_logits(folders: dict[tuple[str, int, bool], Path]) -> None:
     one, two = folders["llama", 1, True], folders["llama", 2, True]
     asked = state(*LINES)
     x = float(logits(one, chat(asked), False)[0])
     a, b = logits(two, chat(asked), False).tolist()
-    want = torch.sigmoid(torch.tensor([0.25 * x - 0.5, 0.25 * (b - a) - 0.5])).tolist()
-    found = [asyncio.run(load(folder, scale=0.25, bias=-0.5).score([asked]))[0] for folder in (one, two)]
-    assert found == pytest.approx(want, abs=1e-5)
-    for bad in ({"scale": 0.0}, {"scale": float("inf")}, {"bias": float("nan")}):
-        with pytest.raises(ConfigError, match="expected scale > 0 and a finite bias"):
-            load(one, **bad)
+    want = torch.sigmoid(torch.tensor([x, b - a])).tolist()
+    assert [asyncio.run(load(folder).score([asked]))[0] for folder in (one, two)] == pytest.approx(want, abs=1e-5)
 
 
 @pytest.mark.parametrize("pad", [None, "<eos>"])

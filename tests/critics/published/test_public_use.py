@@ -14,11 +14,12 @@ from critics.assemble.loading import load_critic
 from critics.model.heads import HeadConfig
 from critics.model.model import CriticModel
 from critics.published.prm import load_public
+from critics.scoring.calibration import Calibration, Fitted, head_hash, save_calibrations
 from critics.scoring.trained import ModelCritic
 from llm_mcts.cli import main
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.engines.transformers.engine import TransformersEngine
-from llm_mcts.errors import ConfigError, ModelError
+from llm_mcts.errors import ModelError
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.settings import CriticsConfig
@@ -61,28 +62,25 @@ def critic_of(tiny_model: Path, config: CriticsConfig) -> Critic:
 
 
 def test_critics_by_configuration(tiny_model: Path, prm: Published, orm: Path) -> None:
-    config = CriticsConfig(
-        prm=str(prm.folder), prm_format="qwen", prm_aggregate="min", orm=str(orm), orm_format="classifier", orm_bias=0.5
-    )
+    config = CriticsConfig(prm=f"qwen:{prm.folder}", prm_aggregate="min", orm=f"classifier:{orm}")
     critic = critic_of(tiny_model, config)
     begun, finished = asyncio.run(critic.score([STATES[0], FINISHED]))
     assert begun == pytest.approx(min(expected(prm, STATES[0])[1:]), abs=1e-5)
-    assert asyncio.run(load_public(orm, "classifier", bias=0.5).score([FINISHED])) == pytest.approx([finished], abs=1e-5)
-    assert abs(asyncio.run(load_public(orm, "classifier").score([FINISHED]))[0] - finished) > 0.05
+    assert asyncio.run(load_public(orm, "classifier").score([FINISHED])) == pytest.approx([finished], abs=1e-5)
 
 
 def test_a_learned_sum_has_its_own_aggregate_of_the_same_model(
     tiny_model: Path, prm: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Combination({"prm": 1.0}, 0.0, "mean").save(tmp_path / "sum.json")
-    config = CriticsConfig(prm=str(prm.folder), prm_format="qwen", prm_aggregate="last", finished=str(tmp_path / "sum.json"))
+    config = CriticsConfig(prm=f"qwen:{prm.folder}", prm_aggregate="last", finished=str(tmp_path / "sum.json"))
     loaded: list[str] = []
 
     def load(*args: object) -> object:
         loaded.append(str(args[0]))
         return load_public(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("critics.assemble.configured.load_public", load)
+    monkeypatch.setattr("critics.assemble.loading.load_public", load)
     critic = critic_of(tiny_model, config)
     assert loaded == [str(prm.folder)]
     steps = expected(prm, FINISHED)[1:]
@@ -92,7 +90,7 @@ def test_a_learned_sum_has_its_own_aggregate_of_the_same_model(
 
 
 def test_a_search_with_a_published_prm(prm: Published) -> None:
-    source = {"critics": {"prm": str(prm.folder), "prm_format": "qwen"}, "search": {"name": "mcts", "num_simulations": 6}}
+    source = {"critics": {"prm": f"qwen:{prm.folder}"}, "search": {"name": "mcts", "num_simulations": 6}}
     result = Solver.from_config(source).solve(QUESTION)
     assert result.usage.critic_tokens > 0
     scores = {trace.state: trace.score for trace in result.traces if trace.score is not None}
@@ -104,9 +102,19 @@ def test_a_search_with_a_published_prm(prm: Published) -> None:
     assert asked
 
 
-def test_formats_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ConfigError, match="prm_format"):
-        Solver.from_config({"critics": {"prm": "x", "prm_format": "quen"}})
+def test_a_published_model_of_another_kind_is_refused(prm: Published) -> None:
+    with pytest.raises(ModelError, match="is a critic of kind 'prm'; expected 'orm or genrm'"):
+        Solver.from_config({"critics": {"orm": f"qwen:{prm.folder}"}})
+
+
+def test_a_published_model_can_be_calibrated(tiny_model: Path, prm: Published, tmp_path: Path) -> None:
+    fitted = Fitted(Calibration(0.5, 1.0), "platt", head_hash(prm.folder), 20, 80)
+    save_calibrations({"prm": fitted}, tmp_path / "fitted.json")
+    config = CriticsConfig(prm=f"qwen:{prm.folder}", calibration=str(tmp_path / "fitted.json"))
+    [score] = asyncio.run(critic_of(tiny_model, config).score(STATES[:1]))
+    p = expected(prm, STATES[0])[-1]
+    # sigmoid(0.5 logit(p) + 1) = 1 / (1 + e^-1 sqrt((1 - p) / p))
+    assert score == pytest.approx(1 / (1 + 0.36787944 * ((1 - p) / p) ** 0.5), abs=1e-5)
 
 
 def test_a_critic_by_its_name_on_the_command_line(prm: Published, tiny_model: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_rationales_depend_on_seed_and_state_alone() -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     engine: Any = Table(lambda *_: 0.5)
-    with pytest.raises(ConfigError, match="rationales=-1"):
+    with pytest.raises(ConfigError, match="verifier.rationales is -1"):
         VerifierConfig(-1)
     with pytest.raises(ConfigError, match="all alike"):
         VerifierConfig(2, 0.0)
@@ -173,5 +173,5 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "verifier.json").write_text("{}")
     with pytest.raises(ModelError, match="damaged"):
         load_critic(tmp_path)
-    with pytest.raises(ModelError, match="no critic checkpoint"):
+    with pytest.raises(ModelError, match="not a critic checkpoint"):
         load_critic(tmp_path / "none")

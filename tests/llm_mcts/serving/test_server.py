@@ -372,7 +372,7 @@ def test_a_missing_package(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["serve", "--help"])
+        main(["serve", "--help-all"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "llm-mcts serve --port 8000" in text
