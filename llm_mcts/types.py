@@ -91,6 +91,11 @@ class Usage:
             setattr(self, name, getattr(self, name) + amount)
         return self
 
+    def count_prompt(self, computed: int, reused: int) -> None:
+        """Add a prompt's tokens: those computed, and those whose keys and values were there already."""
+        self.prefilled_tokens += computed
+        self.reused_tokens += reused
+
     @property
     def total_tokens(self) -> int:
         """All tokens computed: sampled, prefilled and read by critics."""

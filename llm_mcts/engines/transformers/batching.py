@@ -1,7 +1,7 @@
 """Continuous batching of one model, with the key/value cache shared along the search tree.
 
-Two kinds of work join a batch. A `Continuation` is a prompt to be continued: it decodes one token a step, beside all others,
-until its owner says that it has ended. A `Reading` asks for the hidden states, or the log-probabilities, of given positions
+Two kinds of work join a batch. A `Continuation` is a prompt to be continued: it decodes one token a step, together with all
+others, until it has ended. A `Reading` asks for the hidden states, or the log-probabilities, of given positions
 of a token sequence: what critics and verifiers need. Both first load what the prefix tree holds of their tokens; the rest is
 computed in waves: of sequences that share an unknown prefix one goes first, so that it is computed once. A continuation's
 last prompt token is simply its first decode input.
@@ -9,18 +9,19 @@ last prompt token is simply its first decode input.
 
 import asyncio
 import inspect
-import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llm_mcts.engines.transformers.kv_cache import PrefixTree, SlotCache, pad_right, shared_length
-from llm_mcts.engines.transformers.sampling import Sampling, sample
+from llm_mcts.engines.base import Completion
+from llm_mcts.engines.endings import Continuation
+from llm_mcts.engines.transformers.kv_cache import PrefixTree, SlotCache, pad_right
+from llm_mcts.engines.transformers.sampling import sample
 
 # A sequence waits for another one that is about to be computed when the two share this many tokens more than the tree holds.
 _WORTH_WAITING_FOR = 4
@@ -34,43 +35,14 @@ _TURN_TOKENS = 4096
 _TURNS = 4
 
 Count = Callable[[int, int], None]
-"""Told how many tokens of a sequence were computed, and how many were there already."""
-
-
-@dataclass(eq=False)
-class Continuation:
-    """A prompt being continued."""
-
-    prompt: list[int]
-    how: Sampling
-    random: random.Random
-    count: Count
-    accept: Callable[[int, float], bool]
-    """Told of each sampled token and its log-probability; answers whether that ends it, and then has set `done`'s result."""
-    done: "asyncio.Future[Any]"
-    generated: list[int] = field(default_factory=list)
-
-    @property
-    def known(self) -> list[int]:
-        """Tokens to be in the cache before it can decode."""
-        return self.prompt[:-1]
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache: all but the last."""
-        return len(self.prompt) + len(self.generated) - 1
-
-    @property
-    def last(self) -> int:
-        """The next decode input."""
-        return self.generated[-1] if self.generated else self.prompt[-1]
+"""Called with how many tokens of a sequence were computed, and how many were in the cache already."""
 
 
 @dataclass(eq=False)
 class Reading:
     """A token sequence to be read; what is asked for is known at some of its positions."""
 
-    known: list[int]
+    known: tuple[int, ...]
     wanted: Sequence[int]
     """Ascending positions; the last is that of the last token."""
     targets: Sequence[int] | None
@@ -79,11 +51,14 @@ class Reading:
     done: "asyncio.Future[Any]"
 
 
+Work = Continuation | Reading
+
+
 @dataclass(eq=False)
 class _Joining:
     """Work that a wave computes."""
 
-    work: Continuation | Reading
+    work: Work
     found: list[tuple[Tensor, int]]
     """What the tree holds of its tokens."""
     have: int
@@ -106,7 +81,7 @@ class _Joining:
 
 
 class BatchedModel:
-    """One model and whoever wants something of it. Await it within one event loop at a time."""
+    """A model shared by concurrent callers. Await it within one event loop at a time."""
 
     def __init__(self, model: Any, max_batch: int = 64, cache_mb: int = 1024) -> None:
         """`model`: a causal language model, or a backbone, which can only be read; `cache_mb`: bound of the prefix tree."""
@@ -120,8 +95,8 @@ class BatchedModel:
         self.slots = SlotCache(self.backbone.config, 2 * max_batch, next(self.backbone.parameters()).dtype, self.device)
         self.tree = PrefixTree(cache_mb * 2**20)
         self.active: list[Continuation] = []
-        self.waiting: deque[Continuation | Reading] = deque()
-        self.unfinished: set[Continuation | Reading] = set()
+        self.waiting: deque[Work] = deque()
+        self.unfinished: set[Work] = set()
         self._loop: asyncio.Task[None] | None = None
         self.decode_steps = 0
         """Batch steps so far."""
@@ -135,27 +110,27 @@ class BatchedModel:
         """Longest sequence that the model takes, in tokens."""
         return self.slots.context
 
-    async def continue_all(self, rows: Sequence[Continuation]) -> list[Any]:
-        """Decode until each row has ended; return what their owners set as results."""
+    async def continue_all(self, rows: Sequence[Continuation]) -> list[Completion]:
+        """Decode until each row has ended; return their completions in order."""
         self._submit(rows)
         return list(await asyncio.gather(*(row.done for row in rows)))
 
-    async def hidden(self, tokens: list[int], wanted: Sequence[int], count: Count) -> Tensor:
+    async def hidden(self, tokens: Sequence[int], wanted: Sequence[int], count: Count) -> Tensor:
         """The last hidden states [len(wanted), hidden] at ascending positions of a token sequence."""
-        reading = Reading(tokens[: wanted[-1] + 1], wanted, None, count, asyncio.get_running_loop().create_future())
-        self._submit([reading])
-        states: Tensor = await reading.done
+        states: Tensor = await self._read(tokens[: wanted[-1] + 1], wanted, None, count)
         return states
 
-    async def logprobs(self, tokens: list[int], start: int, count: Count) -> list[float]:
+    async def logprobs(self, tokens: Sequence[int], start: int, count: Count) -> list[float]:
         """The log-probabilities of `tokens[start:]`, each given all before it; `start` is at least 1."""
-        future = asyncio.get_running_loop().create_future()
-        reading = Reading(tokens[:-1], range(start - 1, len(tokens) - 1), tokens[start:], count, future)
-        self._submit([reading])
-        found: list[float] = await reading.done
-        return found
+        values: list[float] = await self._read(tokens[:-1], range(start - 1, len(tokens) - 1), tokens[start:], count)
+        return values
 
-    def _submit(self, work: Sequence[Continuation | Reading]) -> None:
+    async def _read(self, tokens: Sequence[int], wanted: Sequence[int], targets: Sequence[int] | None, count: Count) -> Any:
+        reading = Reading(tuple(tokens), wanted, targets, count, asyncio.get_running_loop().create_future())
+        self._submit([reading])
+        return await reading.done
+
+    def _submit(self, work: Sequence[Work]) -> None:
         if self._loop is not None and not self._loop.done() and self._loop.get_loop() is not asyncio.get_running_loop():
             self._leave(self._loop.get_loop())
         self.waiting.extend(work)
@@ -174,10 +149,12 @@ class BatchedModel:
         for work in self.unfinished:
             if not loop.is_closed():
                 work.done.cancel()
-        self.active.clear()
-        self.waiting.clear()
-        self.unfinished.clear()
+        self._clear()
         self._loop = None
+
+    def _clear(self) -> None:
+        for work in (self.active, self.waiting, self.unfinished):
+            work.clear()
 
     async def _run(self) -> None:
         """Work until nothing waits. A failure reaches every caller, never only the log."""
@@ -193,14 +170,12 @@ class BatchedModel:
                     if self.active:
                         self._decode()
         except BaseException as error:
-            told = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
+            failure = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
             for work in self.unfinished:
                 if not work.done.done() and not work.done.get_loop().is_closed():
-                    work.done.set_exception(told)
-            self.active.clear()
-            self.waiting.clear()
-            self.unfinished.clear()
-            if told is not error:
+                    work.done.set_exception(failure)
+            self._clear()
+            if failure is not error:
                 raise
 
     def _drop_cancelled(self) -> None:
@@ -211,9 +186,9 @@ class BatchedModel:
 
     def _next_wave(self) -> list[_Joining]:
         """Take from the queue what can join now; what shares an unknown prefix with an earlier one stays for the next wave."""
-        leaders: list[list[int]] = []
+        leaders: list[tuple[int, ...]] = []
         chosen: list[_Joining] = []
-        later: list[Continuation | Reading] = []
+        later: list[Work] = []
         room = self.max_batch - len(self.active)
         while self.waiting and len(chosen) < self.max_batch:
             work = self.waiting.popleft()
@@ -267,15 +242,15 @@ class BatchedModel:
     def _forward(self, model: Any, ids: Tensor, inputs: dict[str, Tensor], **more: Any) -> Any:
         return model(input_ids=ids, use_cache=True, **{self._cache_argument: self.slots}, **inputs, **more)
 
-    def _answer(self, reading: Reading, found: Tensor) -> None:
+    def _answer(self, reading: Reading, rows: Tensor) -> None:
         self.unfinished.discard(reading)
         if reading.done.done():
             return
         if reading.targets is None:
-            reading.done.set_result(found)
+            reading.done.set_result(rows)
         else:
-            targets = torch.tensor(reading.targets, device=found.device)[:, None]
-            reading.done.set_result(found.float().log_softmax(-1).gather(-1, targets).squeeze(-1).tolist())
+            targets = torch.tensor(reading.targets, device=rows.device)[:, None]
+            reading.done.set_result(rows.float().log_softmax(-1).gather(-1, targets).squeeze(-1).tolist())
 
     def _decode(self) -> None:
         """One token for every active row."""
@@ -283,13 +258,12 @@ class BatchedModel:
         inputs = self.slots.window(slice(0, len(rows)), [row.length for row in rows], 1)
         ids = torch.tensor([[row.last] for row in rows], device=self.device)
         logits = self._forward(self.model, ids, inputs).logits[:, -1]
-        tokens, logprobs = sample(logits.float(), [row.how for row in rows], [row.random.random() for row in rows])
+        tokens, logprobs = sample(logits.float(), [row.request for row in rows], [row.random.random() for row in rows])
         self.decode_steps += 1
         self.decoded_rows += len(rows)
         ended = []
         for i, row in enumerate(rows):
-            row.generated.append(tokens[i])
-            if row.accept(tokens[i], logprobs[i]):
+            if row.append(tokens[i], logprobs[i]):
                 self.unfinished.discard(row)
                 ended.append(i)
         for i in reversed(ended):
@@ -312,8 +286,9 @@ def backbone_of(model: Any) -> Any:
     return inner.base_model
 
 
-def _worth_waiting(tokens: list[int], have: int, leaders: list[list[int]]) -> bool:
-    return any(shared_length(tokens, leader) - have >= _WORTH_WAITING_FOR for leader in leaders)
+def _worth_waiting(tokens: tuple[int, ...], have: int, leaders: list[tuple[int, ...]]) -> bool:
+    enough = have + _WORTH_WAITING_FOR
+    return len(tokens) >= enough and any(tokens[:enough] == leader[:enough] for leader in leaders)
 
 
 def _groups(entries: list[_Joining]) -> list[list[_Joining]]:

@@ -202,9 +202,10 @@ def test_logprobs_are_those_of_the_continuation_s_tokens(build: Build) -> None:
 def test_prompts_without_room_are_refused(build: Build) -> None:
     engine, backend = build("4\n")
     size = len(engine.tokenizer(PROMPT[0], add_special_tokens=False).input_ids)
-    backend.context = size + 1  # room for one token
-    assert ask(engine).text == "4\n"
-    backend.context = size
+    engine, backend = build("4\n", context=size + 1)  # room for one token
+    completion = ask(engine)
+    assert (completion.text, completion.finish_reason) == (engine.tokenizer.decode(backend.text[:1]), "length")
+    engine, _ = build("4\n", context=size)
     with pytest.raises(QuestionError, match=f"context of {size}"):
         ask(engine)
     with pytest.raises(QuestionError, match="prompt is empty"):
