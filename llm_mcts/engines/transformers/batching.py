@@ -10,9 +10,7 @@ last prompt token is simply its first decode input.
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,62 +20,12 @@ from llm_mcts.engines.base import Completion
 from llm_mcts.engines.endings import Continuation
 from llm_mcts.engines.transformers.kv_cache import PrefixTree, SlotCache, pad_right
 from llm_mcts.engines.transformers.sampling import sample
+from llm_mcts.engines.transformers.waves import Count, Joining, Reading, Work, forwards, next_wave
 
-# A sequence waits for another one that is about to be computed when the two share this many tokens more than the tree holds.
-_WORTH_WAITING_FOR = 4
-# Tokens of one prefill forward, padding included: bounds its memory, and how long decoding rows wait.
-_PREFILL_TOKENS = 2048
-# The same where logits are needed: one takes as many numbers as there are words in the vocabulary.
-_LOGITS_TOKENS = 512
 # Tokens computed before the next decode step: readings hold up neither decoding nor a caller who leaves for long.
 _TURN_TOKENS = 4096
 # How often the event loop turns before a batch step, so that searches that just got a reply can send their next request.
 _TURNS = 4
-
-Count = Callable[[int, int], None]
-"""Called with how many tokens of a sequence were computed, and how many were in the cache already."""
-
-
-@dataclass(eq=False)
-class Reading:
-    """A token sequence to be read; what is asked for is known at some of its positions."""
-
-    known: tuple[int, ...]
-    wanted: Sequence[int]
-    """Ascending positions; the last is that of the last token."""
-    targets: Sequence[int] | None
-    """For log-probabilities: the token that follows at each wanted position. None: hidden states."""
-    count: Count
-    done: "asyncio.Future[Any]"
-
-
-Work = Continuation | Reading
-
-
-@dataclass(eq=False)
-class _Joining:
-    """Work that a wave computes."""
-
-    work: Work
-    found: list[tuple[Tensor, int]]
-    """What the tree holds of its tokens."""
-    have: int
-    slot: int = -1
-
-    @property
-    def wanted(self) -> Sequence[int]:
-        """Positions at which something is asked for."""
-        return self.work.wanted if isinstance(self.work, Reading) else ()
-
-    @property
-    def wants_logits(self) -> bool:
-        """Whether the language-model head is needed."""
-        return isinstance(self.work, Reading) and self.work.targets is not None
-
-    @cached_property
-    def fresh(self) -> list[int]:
-        """Positions to compute: those the tree lacks, and those asked for, whose keys are known but not their hidden states."""
-        return [*(at for at in self.wanted if at < self.have), *range(self.have, len(self.work.known))]
 
 
 class BatchedModel:
@@ -184,34 +132,10 @@ class BatchedModel:
         for i in reversed([i for i, row in enumerate(self.active) if row.done.cancelled()]):
             self._remove(i)
 
-    def _next_wave(self) -> list[_Joining]:
-        """Take from the queue what can join now; what shares an unknown prefix with an earlier one stays for the next wave."""
-        leaders: list[tuple[int, ...]] = []
-        chosen: list[_Joining] = []
-        later: list[Work] = []
-        room = self.max_batch - len(self.active)
-        while self.waiting and len(chosen) < self.max_batch:
-            work = self.waiting.popleft()
-            decodes = isinstance(work, Continuation)
-            if decodes and not room:
-                later.append(work)
-                continue
-            found = self.tree.match(work.known)
-            have = sum(n for _, n in found)
-            if self.tree.byte_limit and _worth_waiting(work.known, have, leaders):
-                later.append(work)
-                continue
-            room -= decodes
-            leaders.append(work.known)
-            chosen.append(_Joining(work, found, have))
-        self.waiting.extendleft(reversed(later))
-        # Rows of one forward have adjacent slots and similar lengths. Those that decode keep their slots, so they come first.
-        chosen.sort(key=lambda entry: (isinstance(entry.work, Reading), entry.wants_logits, len(entry.fresh)))
-        for slot, entry in enumerate(chosen, len(self.active)):
-            entry.slot = slot
-        return chosen
+    def _next_wave(self) -> list[Joining]:
+        return next_wave(self.waiting, self.tree, len(self.active), self.max_batch)
 
-    def _compute(self, wave: list[_Joining]) -> None:
+    def _compute(self, wave: list[Joining]) -> None:
         """Load what the tree holds, compute the rest."""
         self.slots.ensure_room(wave[-1].slot + 1, max(len(entry.work.known) for entry in wave) + 1)
         for entry in wave:
@@ -220,10 +144,10 @@ class BatchedModel:
             entry.work.count(len(entry.fresh), len(entry.work.known) - len(entry.fresh))
             if isinstance(entry.work, Continuation):
                 self.active.append(entry.work)
-        for group in _groups([entry for entry in wave if entry.fresh]):
+        for group in forwards([entry for entry in wave if entry.fresh]):
             self._prefill(group)
 
-    def _prefill(self, group: list[_Joining]) -> None:
+    def _prefill(self, group: list[Joining]) -> None:
         """One forward over adjacent slots; keys and values go to the tree, readings get what they asked for."""
         inputs = self.slots.window_at(slice(group[0].slot, group[-1].slot + 1), [entry.fresh for entry in group])
         width = inputs["position_ids"].shape[1]
@@ -284,23 +208,3 @@ def backbone_of(model: Any) -> Any:
     """The transformer of a model without its language-model head, adapters included."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner.base_model
-
-
-def _worth_waiting(tokens: tuple[int, ...], have: int, leaders: list[tuple[int, ...]]) -> bool:
-    enough = have + _WORTH_WAITING_FOR
-    return len(tokens) >= enough and any(tokens[:enough] == leader[:enough] for leader in leaders)
-
-
-def _groups(entries: list[_Joining]) -> list[list[_Joining]]:
-    """Cut a wave into forwards: neighbours of one kind, not too many tokens, little padding. Entries come shortest first."""
-    groups: list[list[_Joining]] = []
-    for entry in entries:
-        if groups:
-            group, width = groups[-1], len(entry.fresh)
-            small = (len(group) + 1) * width <= (_LOGITS_TOKENS if entry.wants_logits else _PREFILL_TOKENS)
-            alike = entry.wants_logits == group[0].wants_logits and width <= 2 * len(group[0].fresh) + 16
-            if small and alike and entry.slot == group[-1].slot + 1:
-                group.append(entry)
-                continue
-        groups.append([entry])
-    return groups
