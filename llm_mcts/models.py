@@ -183,9 +183,9 @@ def check_same_shape(running: str, new: str) -> None:
             f"cannot swap to {new}: its config differs in {len(differing)} entries ({shown}); expected a checkpoint of the "
             "running architecture and shape: start a new engine for this one"
         )
-    shapes, found = _shapes(running), _shapes(new)
-    if shapes is not None and found is not None and shapes != found:
-        names = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    old_shapes, new_shapes = _shapes(running), _shapes(new)
+    if old_shapes is not None and new_shapes is not None and old_shapes != new_shapes:
+        names = sorted(n for n in old_shapes.keys() | new_shapes.keys() if old_shapes.get(n) != new_shapes.get(n))
         raise ModelError(
             f"cannot swap to {new}: {len(names)} tensors are missing, new or of another shape (such as {names[0]}); "
             "expected the running model's tensors: save the whole model with save_pretrained"
@@ -221,7 +221,7 @@ def _config(model: str) -> dict[str, Any]:
 
 
 def _shapes(folder: str) -> dict[str, list[int]] | None:
-    """Name and shape of every tensor of a folder's weights; None for a hub id, whose files are not here."""
+    """Name and shape of every tensor of a folder's weights; None for a hub id, whose files are not at hand."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(Path(folder).glob("model*.safetensors"))

@@ -124,7 +124,7 @@ def metered() -> Iterator[Usage]:
 
 
 def meter() -> Usage:
-    """The usage record of the current question; a throw-away one outside `metered()`."""
+    """The usage record of the current question; a temporary one outside `metered()`."""
     return _METER.get() or Usage()
 
 

@@ -18,7 +18,7 @@ class OpenAIConfig(Settings, section="engine.openai"):
     urls: tuple[str, ...] = ()
     """Base URLs of replicas that serve the same model, as http://127.0.0.1:8000/v1."""
     api: Literal["completions", "chat"] = "completions"
-    """completions: /completions with plain prompts; chat: /chat/completions, the steps so far as the assistant's begun turn."""
+    """completions: /completions with plain prompts; chat: /chat/completions, the steps so far as an unfinished turn."""
     logprobs: bool = True
     """Ask for log-probabilities. Off for servers without them: a search then holds all proposed steps equally likely."""
     key_variable: str = "OPENAI_API_KEY"

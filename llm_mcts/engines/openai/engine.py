@@ -1,6 +1,6 @@
 """An engine that asks OpenAI-compatible servers: vLLM, SGLang, llama.cpp, transformers serve and their like.
 
-`api: completions` sends prompts as they are. `api: chat` sends messages, and the steps so far as the assistant's begun
+`api: completions` sends prompts as they are. `api: chat` sends messages, and the steps so far as the assistant's unfinished
 turn (`continue_final_message`, which vLLM and SGLang know); a server that does not know it refuses, or must not be used.
 
 Each continuation is a request of its own, with a seed derived from the request's seed and its place: most servers draw all
@@ -22,7 +22,6 @@ from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Completion, EngineConfig, Request
 from llm_mcts.engines.openai.http import RefusedError, Replicas
 from llm_mcts.engines.openai.replies import (
-    Counts,
     Reply,
     complete,
     continuation_logprobs,
@@ -104,7 +103,7 @@ class OpenAIEngine:
         if self._logprobs:
             body["logprobs"] = True if self._chat else 1  # 0 would mean "the sampled token's alone", or none at all
         data = await self._post(body)
-        counts = _counted(data, request.max_tokens, usage)
+        counts = read_counts(data, request.max_tokens, usage)
         reply = read_reply(data, counts, self._logprobs, max(map(len, stops), default=0))
         self._warn(reply, stops)
         return complete(reply, request.stop, stops)
@@ -150,7 +149,7 @@ class OpenAIEngine:
                 raise
             log.warning("the server does not echo: %s", error)
             return None
-        counts = _counted(data, 1, usage)
+        counts = read_counts(data, 1, usage)
         values = continuation_logprobs(data, counts, prompt, continuation)
         self._echoes = self._echoes or (True if values is not None else None)
         return values
@@ -159,7 +158,7 @@ class OpenAIEngine:
         """By the likeliest next tokens of the prompt."""
         body = self._body(prompt, 1, 1.0)
         data = await self._post({**body, **({"logprobs": True, "top_logprobs": _TOP} if self._chat else {"logprobs": _TOP})})
-        _counted(data, 1, usage)
+        read_counts(data, 1, usage)
         known = next_token_logprobs(data)
         if absent := [text for text in continuations if text and text not in known]:
             raise EngineError(
@@ -175,12 +174,12 @@ class OpenAIEngine:
         settings: dict[str, Any] = {"model": self.config.model, "max_tokens": max_tokens, "temperature": temperature}
         if not self._chat:
             return {**settings, "prompt": "".join(prompt)}
-        first, begun = prompt[0], "".join(prompt[1:])
+        first, turn = prompt[0], "".join(prompt[1:])
         messages = _read_messages(first)
-        if not begun:
+        if not turn:
             return {**settings, "messages": messages}
-        turn = {"role": "assistant", "content": begun}
-        return {**settings, "messages": [*messages, turn], "continue_final_message": True, "add_generation_prompt": False}
+        messages = [*messages, {"role": "assistant", "content": turn}]
+        return {**settings, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}
 
     async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -189,15 +188,9 @@ class OpenAIEngine:
             if "continue_final_message" not in body:
                 raise
             raise RefusedError(
-                f"{error} (the request held the assistant's begun turn with continue_final_message, which not every server "
-                "knows: engine.openai.api completions does without)"
+                f"{error} (the request held an unfinished assistant's turn with continue_final_message, which not every "
+                "server knows: engine.openai.api completions does without)"
             ) from None
-
-
-def _counted(data: dict[str, Any], max_tokens: int, usage: Usage) -> Counts:
-    counts = read_counts(data, max_tokens)
-    counts.add_to(usage)
-    return counts
 
 
 def _render(messages: list[dict[str, str]]) -> str:

@@ -58,7 +58,7 @@ class _TryError(Exception):
 
 @dataclass(eq=False)
 class _Replica:
-    """One address and how it has been faring."""
+    """One address and how it has been doing."""
 
     url: str
     failures: int = 0  # in a row

@@ -1,4 +1,4 @@
-"""Reading what OpenAI-compatible servers answer, and believing none of it unchecked.
+"""Read and check the replies of OpenAI-compatible servers.
 
 Servers agree on little but the field names. A stop string may be part of the text (transformers) or not (the others); the
 tokens listed with their log-probabilities may include the stop's and the end-of-text token (vLLM, SGLang) or not
@@ -26,13 +26,7 @@ class Counts:
     """A reply's tokens, checked."""
 
     prompt: int
-    cached: int
     completion: int
-
-    def add_to(self, usage: Usage) -> None:
-        """Count them for the caller."""
-        usage.generated_tokens += self.completion
-        usage.count_prompt(self.prompt - self.cached, self.cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +48,8 @@ class Reply:
 UNREPORTED = object()
 
 
-def read_counts(data: Mapping[str, Any], max_tokens: int) -> Counts:
-    """The token counts of a reply that may hold `max_tokens`.
+def read_counts(data: Mapping[str, Any], max_tokens: int, spent: Usage) -> Counts:
+    """The token counts of a reply that may hold `max_tokens`, added to `spent`.
 
     Raises:
         EngineError: counts are missing or impossible.
@@ -72,7 +66,9 @@ def read_counts(data: Mapping[str, Any], max_tokens: int) -> Counts:
             f"{prompt} prompt tokens, {cached} of them cached, and {completion} completion tokens",
             f"at least 1 prompt token, no more cached than that, and at most max_tokens = {max_tokens}",
         )
-    return Counts(prompt, cached, completion)
+    spent.generated_tokens += completion
+    spent.count_prompt(prompt - cached, cached)
+    return Counts(prompt, completion)
 
 
 def read_reply(data: Mapping[str, Any], counts: Counts, logprobs: bool, longest_stop: int) -> Reply:
@@ -261,5 +257,5 @@ def _no_logprobs(listed: Any) -> EngineError:
     )
 
 
-def _broken(found: str, expected: str) -> EngineError:
-    return EngineError(f"the server's reply holds {found}; expected {expected}")
+def _broken(content: str, expected: str) -> EngineError:
+    return EngineError(f"the server's reply holds {content}; expected {expected}")

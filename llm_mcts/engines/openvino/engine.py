@@ -166,7 +166,7 @@ class OpenVINOEngine:
 
     def _admit(self) -> None:
         """Let waiting rows join; one whose very prompt is being computed waits for it to be in the cache."""
-        begun = {row.prompt for row in self._active if not row.generated}
+        computing = {row.prompt for row in self._active if not row.generated}
         taken = sum(map(self._need, (*self._active, *self._leaving)))
         later: list[Continuation] = []
         while self._waiting and len(self._active) < self.config.max_batch:
@@ -174,16 +174,16 @@ class OpenVINOEngine:
             if self._pool.capacity and taken + self._need(row) > self._pool.capacity:
                 later.append(row)
                 break
-            if self._pool.capacity and row.prompt in begun and len(row.prompt) > BLOCK:
+            if self._pool.capacity and row.prompt in computing and len(row.prompt) > BLOCK:
                 later.append(row)
                 continue
             self._start(row)
-            begun.add(row.prompt)
+            computing.add(row.prompt)
             taken += self._need(row)
         self._waiting.extendleft(reversed(later))
 
     def _need(self, row: Continuation) -> int:
-        """Blocks for a row at its longest. Where a cache runs full the library throws texts out and draws them differently
+        """Blocks for a row at its longest. When its cache is full the library evicts texts and draws them differently
         later, so no row joins before there is room for all of it."""
         return -(-self._longest(len(row.prompt), row.request) // BLOCK)
 
@@ -220,7 +220,7 @@ class OpenVINOEngine:
         """Read the tokens that a step made; True when the row has ended."""
         if row.handle.get_status() == self._genai.GenerationStatus.IGNORED:
             raise ModelError(
-                "openvino-genai found no room in its cache for a text; expected room for it: raise engine.cache_mb"
+                "openvino-genai has no room in its cache for a text; expected room for all running ones: raise engine.cache_mb"
             )
         while row.handle.can_read():
             for output in row.handle.read().values():

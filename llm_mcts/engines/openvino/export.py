@@ -202,10 +202,10 @@ def _check_state(graph: Any, model: str, config: Any) -> None:
     """Refuse a graph that hands its keys and values out in place of keeping them: openvino-genai cannot run it."""
     import transformers
 
-    found, expected = len(graph.get_variables()), 2 * int(config.num_hidden_layers)
-    if found != expected:
+    count, expected = len(graph.get_variables()), 2 * int(config.num_hidden_layers)
+    if count != expected:
         raise ModelError(
-            f"transformers {transformers.__version__} exports model '{model}' with {found} variables for its cache; expected "
+            f"transformers {transformers.__version__} exports model '{model}' with {count} variables for its cache; expected "
             f"{expected}, keys and values of each layer: use transformers 5.23 or 5.24, or the transformers engine"
         )
 

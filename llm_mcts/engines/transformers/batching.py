@@ -36,7 +36,7 @@ class BatchedModel:
         self.model, self.max_batch = model.eval(), max_batch
         self.backbone = backbone_of(model)
         self.device = next(model.parameters()).device
-        # transformers calls the argument `cache` since 5.24, and is to forget the former name in 5.40.
+        # transformers calls the argument `cache` since 5.24, and removes the former name in 5.40.
         known = inspect.signature(self.backbone.forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
         # Slots below max_batch decode; readings use those above the ones in use, for one forward.
@@ -87,7 +87,7 @@ class BatchedModel:
             self._loop = asyncio.get_running_loop().create_task(self._run())
 
     def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drop what an event loop left behind that ended in the middle.
+        """Drop the work of an event loop that ended before it was done.
 
         Raises:
             RuntimeError: it still runs.
@@ -139,7 +139,7 @@ class BatchedModel:
         """Load what the tree holds, compute the rest."""
         self.slots.ensure_room(wave[-1].slot + 1, max(len(entry.work.known) for entry in wave) + 1)
         for entry in wave:
-            self.slots.load(entry.slot, entry.found)
+            self.slots.load(entry.slot, entry.stored)
             self.prefilled_tokens += len(entry.fresh)
             entry.work.count(len(entry.fresh), len(entry.work.known) - len(entry.fresh))
             if isinstance(entry.work, Continuation):

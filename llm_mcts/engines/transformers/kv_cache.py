@@ -45,17 +45,17 @@ class PrefixTree:
 
     def match(self, tokens: Sequence[int]) -> list[tuple[Tensor, int]]:
         """The longest stored prefix, as (keys and values, how many of its tokens match) from the root down."""
-        found: list[tuple[Tensor, int]] = []
+        matched: list[tuple[Tensor, int]] = []
         edge, at, now = self._root, 0, next(self._clock)
         while at < len(tokens) and (child := edge.children.get(tokens[at])) is not None:
             child.used = now
             n = shared_length(child.tokens, tokens[at : at + len(child.tokens)])
-            found.append((child.kv, n))
+            matched.append((child.kv, n))
             at += n
             if n < len(child.tokens):
                 break
             edge = child
-        return found
+        return matched
 
     def insert(self, tokens: Sequence[int], kv: Tensor) -> None:
         """Store the keys and values [layers, 2, heads, len(tokens), dim] of a whole sequence; known parts are kept."""
@@ -142,10 +142,10 @@ class SlotCache:
         bigger[:, :, :had_rows, :, :had_length] = self.kv
         self.kv = bigger
 
-    def load(self, row: int, found: list[tuple[Tensor, int]]) -> int:
+    def load(self, row: int, matched: list[tuple[Tensor, int]]) -> int:
         """Copy a matched prefix into a row; return its length."""
         at = 0
-        for kv, n in found:
+        for kv, n in matched:
             self.kv[:, :, row, :, at : at + n] = kv[..., :n, :]
             at += n
         return at

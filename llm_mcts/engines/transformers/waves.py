@@ -44,7 +44,7 @@ class Joining:
     """Work that a wave computes."""
 
     work: Work
-    found: list[tuple[Tensor, int]]
+    stored: list[tuple[Tensor, int]]
     """What the tree holds of its tokens."""
     have: int
     slot: int = -1
@@ -77,14 +77,14 @@ def next_wave(waiting: deque[Work], tree: PrefixTree, active: int, max_batch: in
         if decodes and not room:
             later.append(work)
             continue
-        found = tree.match(work.known)
-        have = sum(n for _, n in found)
+        stored = tree.match(work.known)
+        have = sum(n for _, n in stored)
         if tree.byte_limit and _worth_waiting(work.known, have, leaders):
             later.append(work)
             continue
         room -= decodes
         leaders.append(work.known)
-        chosen.append(Joining(work, found, have))
+        chosen.append(Joining(work, stored, have))
     waiting.extendleft(reversed(later))
     # Rows of one forward have adjacent slots and similar lengths. Those that decode keep their slots, so they come first.
     chosen.sort(key=lambda entry: (isinstance(entry.work, Reading), entry.wants_logits, len(entry.fresh)))

@@ -3,7 +3,7 @@
 Prompts are token ids, tokenised segment by segment, so that whole blocks of a state are found again in vLLM's prefix
 cache. Each continuation is a sequence of its own with a seed of its own. Stop strings are looked for here and not by
 vLLM, which would also stop at one in front of the first visible character; either way a stop costs the tokens that are
-sampled until vLLM hears of it, which no usage counts. A script that builds this engine needs `if __name__ == "__main__":`,
+sampled until vLLM is notified, which no usage counts. A script that builds this engine needs `if __name__ == "__main__":`,
 because vLLM starts processes of its own.
 """
 
