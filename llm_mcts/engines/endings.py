@@ -113,9 +113,9 @@ class Endings:
     def _cut(self, row: Continuation) -> str | None:
         """The text in front of the first stop string, None where there is none."""
         stops = row.request.stop
-        if not row.text or row.text.isspace() or not any(stop in self._body(row, stop) for stop in stops):
-            return None
-        return cut_at_stop(str(self.tokenizer.decode(row.generated)), stops)
+        if any(stop in self._body(row, stop) for stop in stops):
+            return cut_at_stop(str(self.tokenizer.decode(row.generated)), stops)
+        return None
 
     def _body(self, row: Continuation, stop: str) -> str:
         """The text in which to look for a stop string: token by token, or where that may differ from the whole, decoded whole.

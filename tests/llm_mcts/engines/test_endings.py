@@ -41,6 +41,7 @@ def feed(request: Request, tokens: list[int], context: int = 100) -> tuple[Compl
         # The newline in front of the first visible character is no stop, and not part of the text.
         ([1, 4, 2, 1], ("\n",), Completion("ab", -2.0, 4, "stop")),
         ([3], ("\n",), Completion("c", -0.5, 1, "stop")),
+        ([3], ("d", "\n"), Completion("c", -0.5, 1, "stop")),  # the earlier of two in one token
         ([5, 2], ("b", "-a"), Completion("", -1.0, 2, "stop")),
         ([2, 5], ("zz", "b-"), Completion("a", -1.0, 2, "stop")),
         ([0], ("\n",), Completion("", -0.5, 1, "eos")),
