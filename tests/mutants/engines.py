@@ -28,7 +28,6 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (ENDINGS, "count >= row.request.max_tokens or", "count > row.request.max_tokens or", ENDINGS_TEST),
     (ENDINGS, "len(row.prompt) + count >= self.context", "count >= self.context", ENDINGS_TEST),
     (ENDINGS, "return body[: min(cuts)] if cuts", "return body[: max(cuts)] if cuts", ENDINGS_TEST),
-    (ENDINGS, "else row.text).lstrip()", "else row.text)", ENDINGS_TEST),
     (ENDINGS, "    body = text.lstrip()\n", "    body = text\n", ENDINGS_TEST),
     (ENDINGS, "len(prompt) + room > self.context", "len(prompt) + room >= self.context", ENDINGS_TEST),
     (ENDINGS, 'random.Random(f"{self.request.seed}/{self.index}")', 'random.Random(f"{self.request.seed}")', ENDINGS_TEST),
