@@ -36,7 +36,7 @@ def model_folder(model: str) -> str:
         }
         for what, patterns in wanted.items():
             if not any(next(path.glob(p), None) for p in patterns):
-                raise ModelError(f"model folder {path} holds no {what}; expected a folder written by save_pretrained")
+                raise ModelError(f"model folder {path} has no {what}; expected a folder written by save_pretrained")
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"model folder {model} does not exist; expected '{EMBEDDED}', a folder or a hub id")
     return model
@@ -121,19 +121,38 @@ def read_checkpoint(model: str) -> Checkpoint:
     """Resolve a model name; an adapter's base is the one that its adapter_config.json names.
 
     Raises:
-        ModelError: the folder is incomplete, or its adapter is no plain LoRA.
+        ModelError: the folder is incomplete, or its adapter is not a plain LoRA.
     """
     folder = model_folder(model)
-    file = Path(folder) / "adapter_config.json"
-    if not file.exists():
+    base = adapter_base(folder)
+    if base is None:
         return Checkpoint(model, folder)
-    adapter = _read_json(file)
-    base = adapter.get("base_model_name_or_path")
-    if not base:
-        raise ModelError(f"{file} names no base_model_name_or_path; expected the base model's folder or hub id")
+    adapter = _read_json(Path(folder) / "adapter_config.json")
     _check_plain_lora(model, adapter)
     rank = max([int(adapter["r"]), *map(int, (adapter.get("rank_pattern") or {}).values())])
-    return Checkpoint(model, model_folder(str(base)), folder, rank)
+    return Checkpoint(model, model_folder(base), folder, rank)
+
+
+def adapter_base(folder: str | Path) -> str | None:
+    """The base model that a LoRA folder names, or None for a folder or hub id without an adapter.
+
+    Raises:
+        ModelError: the adapter names none.
+    """
+    file = Path(folder) / "adapter_config.json"
+    if not file.exists():
+        return None
+    base = _read_json(file).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{file} names no base_model_name_or_path; expected the base model's folder or hub id")
+    return str(base)
+
+
+def cache_shape(config: Any) -> tuple[int, int, int]:
+    """Of a decoder's keys and values: layers, heads, and the size of a head."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_hidden_layers), int(heads), int(size)
 
 
 def _check_plain_lora(model: str, adapter: dict[str, Any]) -> None:
@@ -174,23 +193,29 @@ def check_same_shape(running: str, new: str) -> None:
             f"cannot swap to {new}: its config differs in {len(differing)} entries ({shown}); expected a checkpoint of the "
             "running architecture and shape: start a new engine for this one"
         )
-    shapes, found = _shapes(running), _shapes(new)
-    if shapes is not None and found is not None and shapes != found:
-        names = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    old_shapes, new_shapes = _shapes(running), _shapes(new)
+    if old_shapes is not None and new_shapes is not None and old_shapes != new_shapes:
+        names = sorted(n for n in old_shapes.keys() | new_shapes.keys() if old_shapes.get(n) != new_shapes.get(n))
         raise ModelError(
             f"cannot swap to {new}: {len(names)} tensors are missing, new or of another shape (such as {names[0]}); "
             "expected the running model's tensors: save the whole model with save_pretrained"
         )
 
 
-def end_tokens(base: str, tokenizer: Any) -> list[int]:
-    """The token ids that end a text: those of the generation config, or of the model's, and the tokenizer's."""
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The token ids that end a text: those of the generation config, or of the model's, and the tokenizer's.
+
+    `model` is a loaded model, or its folder or hub id.
+    """
     from transformers import GenerationConfig
 
-    try:
-        ids = GenerationConfig.from_pretrained(base).eos_token_id
-    except OSError:  # many folders have none; transformers then takes the model's config as well
-        ids = _config(base).get("eos_token_id")
+    if not isinstance(model, str):
+        ids = getattr(model.generation_config, "eos_token_id", None)
+    else:
+        try:
+            ids = GenerationConfig.from_pretrained(model).eos_token_id
+        except OSError:  # many folders have none; transformers then takes the model's config as well
+            ids = _config(model).get("eos_token_id")
     ids = ids if isinstance(ids, list) else [ids]
     return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
 
@@ -206,7 +231,7 @@ def _config(model: str) -> dict[str, Any]:
 
 
 def _shapes(folder: str) -> dict[str, list[int]] | None:
-    """Name and shape of every tensor of a folder's weights; None for a hub id, whose files are not here."""
+    """Name and shape of every tensor of a folder's weights; None for a hub id, whose files are not at hand."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(Path(folder).glob("model*.safetensors"))
@@ -224,7 +249,7 @@ def _shapes(folder: str) -> dict[str, list[int]] | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"cannot read {file}: {first_line(error)}; expected JSON") from error
-    return found
+    return content

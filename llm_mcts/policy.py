@@ -58,7 +58,7 @@ class LMPolicy:
     def __init__(
         self, engine: Engine, prompt: PromptFormat, config: PolicyConfig | None = None, fast: Policy | None = None
     ) -> None:
-        """`fast`: a cheaper policy that completes solutions in roll-outs (AlphaLLM's fast roll-out)."""
+        """`fast`: a cheaper policy that completes solutions in rollouts (AlphaLLM's fast rollout)."""
         self.engine, self.prompt, self.config, self.fast = engine, prompt, config or PolicyConfig(), fast
 
     def at(self, temperature: float) -> "LMPolicy":
@@ -146,7 +146,7 @@ class LMPolicy:
 def _merge(steps: list[Step]) -> Step:
     """Samples of one text as one step: the probabilities of its distinct tokenisations add up.
 
-    It goes on if any of them does, unless it states an answer.
+    Not terminal if any of them is not, unless it states an answer.
     """
     logprobs = {round(step.logprob, 3): step.logprob for step in steps}.values()
     first = next((step for step in steps if not step.terminal), steps[0])

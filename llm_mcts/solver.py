@@ -73,17 +73,16 @@ class Solver:
         config = replace(self.config.engine, model=model)
         if shared is None:
             return build_engine(config)
-        from llm_mcts.engines.transformers.adapters import adapter_base
         from llm_mcts.engines.transformers.engine import TransformersEngine
-        from llm_mcts.models import load_tokenizer
+        from llm_mcts.models import adapter_base, load_tokenizer
 
         view = shared.as_lm(shared.add(model) if adapter_base(model) else None)
         return TransformersEngine(config, model=view, tokenizer=load_tokenizer(model))
 
     def _share(self) -> "SharedBackbone":
         """The policy's base model, for adapters to be loaded on."""
-        from llm_mcts.engines.transformers.adapters import SharedBackbone, adapter_base
-        from llm_mcts.models import load_causal_lm, resolve_device, resolve_dtype
+        from llm_mcts.engines.transformers.adapters import SharedBackbone
+        from llm_mcts.models import adapter_base, load_causal_lm, resolve_device, resolve_dtype
 
         config = self.config.engine
         if config.name != "transformers":

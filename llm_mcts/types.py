@@ -91,6 +91,11 @@ class Usage:
             setattr(self, name, getattr(self, name) + amount)
         return self
 
+    def count_prompt(self, computed: int, reused: int) -> None:
+        """Add a prompt's tokens: those computed, and those whose keys and values were there already."""
+        self.prefilled_tokens += computed
+        self.reused_tokens += reused
+
     @property
     def total_tokens(self) -> int:
         """All tokens computed: sampled, prefilled and read by critics."""
@@ -119,7 +124,7 @@ def metered() -> Iterator[Usage]:
 
 
 def meter() -> Usage:
-    """The usage record of the current question; a throw-away one outside `metered()`."""
+    """The usage record of the current question; a temporary one outside `metered()`."""
     return _METER.get() or Usage()
 
 

@@ -35,11 +35,11 @@ from critics import CriticModel, ModelCritic, WeightedCritic
 from critics.model.lora import LoraSpec
 from llm_mcts.engines import build_engine
 from llm_mcts.engines.base import Completion, Engine, EngineConfig, Request
-from llm_mcts.engines.transformers.adapters import SharedBackbone, adapter_base
+from llm_mcts.engines.transformers.adapters import SharedBackbone
 from llm_mcts.engines.transformers.batching import BatchedModel
 from llm_mcts.engines.transformers.engine import TransformersEngine
 from llm_mcts.engines.transformers.packing import PackedLinear
-from llm_mcts.models import load_causal_lm, load_tokenizer
+from llm_mcts.models import adapter_base, load_causal_lm, load_tokenizer
 from llm_mcts.policy import LMPolicy, PolicyConfig
 from llm_mcts.prompts import Encoder, PromptConfig, PromptFormat
 from llm_mcts.result import SearchResult

@@ -3,7 +3,6 @@
 from importlib import import_module
 
 from llm_mcts.engines.base import Engine, EngineConfig
-from llm_mcts.errors import ConfigError, suggest
 
 ENGINES = {
     "transformers": "llm_mcts.engines.transformers.engine:TransformersEngine",
@@ -18,11 +17,9 @@ def build_engine(config: EngineConfig) -> Engine:
     """The engine that the configuration names.
 
     Raises:
-        ConfigError: no such engine, or its package is not installed.
+        ConfigError: the engine's package is not installed.
         ModelError: the model cannot be used.
     """
-    if config.name not in ENGINES:
-        raise ConfigError(f"no engine '{config.name}'{suggest(config.name, ENGINES)}")
     module, _, cls = ENGINES[config.name].partition(":")
     engine: Engine = getattr(import_module(module), cls)(config)
     return engine

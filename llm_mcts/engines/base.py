@@ -2,66 +2,51 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import inf
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.fields import Above, AtLeast, Settings, Within
 from llm_mcts.models import EMBEDDED
 
 EngineName = Literal["transformers", "openai", "vllm", "openvino"]
+FinishReason = Literal["stop", "eos", "length"]
 
 
 @dataclass(frozen=True)
-class OpenAIConfig:
+class OpenAIConfig(Settings, section="engine.openai"):
     """Servers that speak the OpenAI protocol."""
 
     urls: tuple[str, ...] = ()
     """Base URLs of replicas that serve the same model, as http://127.0.0.1:8000/v1."""
     api: Literal["completions", "chat"] = "completions"
-    """completions: /completions with plain prompts; chat: /chat/completions, the steps so far as the assistant's begun turn."""
+    """completions: /completions with plain prompts; chat: /chat/completions, the steps so far as an unfinished turn."""
     logprobs: bool = True
     """Ask for log-probabilities. Off for servers without them: a search then holds all proposed steps equally likely."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key; unset means no key is sent."""
-    concurrency: int = 64
-    """Requests in flight at one replica, at least 1."""
-    timeout: float = 120.0
-    """Seconds for one try, above 0."""
-    retries: int = 5
-    """Further tries after a timeout, a broken connection or status 408, 409, 429 or 5xx, at least 0."""
-    backoff: float = 0.5
-    """Seconds before the first further try, doubled each time with jitter, at least 0; a server's Retry-After is kept."""
-
-    def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
-            raise ConfigError(
-                f"engine.openai with concurrency={self.concurrency}, timeout={self.timeout}, retries={self.retries}, "
-                f"backoff={self.backoff}; expected concurrency >= 1, timeout > 0, retries >= 0, backoff >= 0"
-            )
+    concurrency: Annotated[int, AtLeast(1)] = 64
+    """Requests in flight at one replica."""
+    timeout: Annotated[float, Above(0)] = 120.0
+    """Seconds for one try."""
+    retries: Annotated[int, AtLeast(0)] = 5
+    """Further tries after a timeout, a broken connection or status 408, 409, 429 or 5xx."""
+    backoff: Annotated[float, AtLeast(0)] = 0.5
+    """Seconds before the first further try, doubled each time with jitter; a server's Retry-After is honoured."""
 
 
 @dataclass(frozen=True)
-class VLLMConfig:
+class VLLMConfig(Settings, section="engine.vllm"):
     """vLLM in this process."""
 
-    gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that vLLM may take, in (0, 1]."""
-    tensor_parallel: int = 1
-    """GPUs that one model is spread over, at least 1."""
-    max_lora_rank: int = 0
-    """Largest rank of LoRA adapters to come; 0: none will."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.gpu_memory_utilization <= 1 or self.tensor_parallel < 1 or self.max_lora_rank < 0:
-            raise ConfigError(
-                f"engine.vllm with gpu_memory_utilization={self.gpu_memory_utilization}, "
-                f"tensor_parallel={self.tensor_parallel}, max_lora_rank={self.max_lora_rank}; "
-                "expected utilization in (0, 1], tensor_parallel >= 1, max_lora_rank >= 0"
-            )
+    gpu_memory_utilization: Annotated[float, Within(0, 1, open_low=True)] = 0.9
+    """Share of a GPU's memory that vLLM may take."""
+    tensor_parallel: Annotated[int, AtLeast(1)] = 1
+    """GPUs that one model is spread over."""
+    max_lora_rank: Annotated[int, AtLeast(0)] = 0
+    """Largest rank of the LoRA adapters that will be used; 0: none."""
 
 
 @dataclass(frozen=True)
-class OpenVINOConfig:
+class OpenVINOConfig(Settings, section="engine.openvino"):
     """openvino-genai on the CPU."""
 
     weights: Literal["int8", "int4", "float32"] = "int8"
@@ -71,7 +56,7 @@ class OpenVINOConfig:
 
 
 @dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Settings, section="engine"):
     """Which model to run, and how."""
 
     model: str = EMBEDDED
@@ -80,10 +65,10 @@ class EngineConfig:
     """auto: bfloat16 on GPUs that have it, float32 on CPUs (bfloat16 without native support is hundreds of times slower)."""
     device: str = "auto"
     """auto: the first GPU, else the CPU."""
-    max_batch: int = 64
-    """Sequences decoded at once, at least 1."""
-    cache_mb: int = 1024
-    """Megabytes of keys and values kept for prefixes seen before, at least 0; for openvino of all, running texts included."""
+    max_batch: Annotated[int, AtLeast(1)] = 64
+    """Sequences decoded at once."""
+    cache_mb: Annotated[int, AtLeast(0)] = 1024
+    """Megabytes of keys and values kept for prefixes seen before; for openvino of all, running texts included."""
     name: EngineName = "transformers"
     """transformers: in this process, on a CPU or one GPU; openai: any OpenAI-compatible servers; vllm: vLLM in this process;
     openvino: openvino-genai on the CPU."""
@@ -91,47 +76,29 @@ class EngineConfig:
     vllm: VLLMConfig = field(default_factory=VLLMConfig)
     openvino: OpenVINOConfig = field(default_factory=OpenVINOConfig)
 
-    def __post_init__(self) -> None:
-        if self.max_batch < 1 or self.cache_mb < 0:
-            raise ConfigError(
-                f"engine with max_batch={self.max_batch}, cache_mb={self.cache_mb}; expected max_batch >= 1, cache_mb >= 0"
-            )
-
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Request(Settings, section="request"):
     """A prompt to be continued `n` times."""
 
     prompt: tuple[str, ...]
     """The prompt as segments, tokenised one by one (see `llm_mcts.prompts`)."""
-    n: int = 1
+    n: Annotated[int, AtLeast(1)] = 1
     """How many independent continuations."""
-    max_tokens: int = 256
+    max_tokens: Annotated[int, AtLeast(1)] = 256
     """Longest continuation, in tokens."""
-    temperature: float = 1.0
+    temperature: Annotated[float, AtLeast(0)] = 1.0
     """0 is greedy."""
     stop: tuple[str, ...] = ()
     """A continuation ends when one of these appears behind its first visible character."""
     seed: int = 0
     """Continuation i draws from a random stream that depends on this seed and i alone."""
-    top_k: int = 0
+    top_k: Annotated[int, AtLeast(0)] = 0
     """Sample among the k most likely tokens; 0: all."""
-    top_p: float = 1.0
-    """Sample among the fewest tokens whose probabilities at this temperature add up to p, in (0, 1] (nucleus)."""
-    min_p: float = 0.0
-    """Sample among tokens at least this times as likely as the likeliest, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        if self.n < 1 or self.max_tokens < 1 or not 0 <= self.temperature < inf:
-            raise ConfigError(
-                f"request with n={self.n}, max_tokens={self.max_tokens}, temperature={self.temperature}; "
-                "expected n >= 1, max_tokens >= 1, temperature >= 0"
-            )
-        if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
-            raise ConfigError(
-                f"request with top_k={self.top_k}, top_p={self.top_p}, min_p={self.min_p}; "
-                "expected top_k >= 0, top_p in (0, 1], min_p in [0, 1]"
-            )
+    top_p: Annotated[float, Within(0, 1, open_low=True)] = 1.0
+    """Sample among the fewest tokens whose probabilities at this temperature add up to p (nucleus)."""
+    min_p: Annotated[float, Within(0, 1)] = 0.0
+    """Sample among tokens at least this times as likely as the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +111,7 @@ class Completion:
     """Sum of the log-probabilities at temperature 1 of all sampled tokens, the stop's included; in nats."""
     num_tokens: int
     """Sampled tokens, the stop's included."""
-    finish_reason: Literal["stop", "eos", "length"]
+    finish_reason: FinishReason
 
 
 @runtime_checkable

@@ -90,9 +90,13 @@ def test_merging_counts_each_tokenisation_once_in_any_order(samples: tuple[float
     assert step.logprob == pytest.approx(-0.9808292530)  # ln(0.25 + 0.125), however often each was drawn
 
 
-def test_whether_a_merged_step_ends_the_solution_does_not_depend_on_the_order_of_samples() -> None:
-    goes_on, ends = line("so 3 boxes", 0.5), line("so 3 boxes", 0.125, reason="eos")
-    assert [s.terminal for s in propose(goes_on, ends)] == [s.terminal for s in propose(ends, goes_on)]
+def test_a_merged_step_ends_the_solution_only_where_all_samples_do_in_any_order() -> None:
+    resumes, ends = line("so 3 boxes", 0.5), line("so 3 boxes", 0.125, reason="eos")
+    for samples in [(resumes, ends), (ends, resumes)]:
+        (step,) = propose(*samples)
+        assert not step.terminal
+    (step,) = propose(ends, ends)
+    assert step.terminal
 
 
 def rollout(text: str, reason: str = "eos", state: State | None = None) -> State:

@@ -95,15 +95,15 @@ def test_a_search_is_built_from_what_it_is_given_each_time() -> None:
 
 
 def test_another_seed_and_temperature() -> None:
-    one = solver()
-
-    async def ask() -> None:
-        await one.asolve("Which way?", SMALL, seed=5, temperature=0.25)
-
-    asyncio.run(ask())
-    assert isinstance(one.engine, ScriptedEngine)
-    assert {request.temperature for request in one.engine.requests} == {0.25}
-    assert one.policy.config.temperature == 0.8
+    first, second = solver(), solver()
+    asyncio.run(first.asolve("Which way?", SMALL, seed=5, temperature=0.25))
+    asyncio.run(second.asolve("Which way?", SMALL, seed=6, temperature=0.25))
+    assert isinstance(first.engine, ScriptedEngine)
+    assert isinstance(second.engine, ScriptedEngine)
+    assert {request.temperature for request in first.engine.requests} == {0.25}
+    assert first.policy.config.temperature == 0.8
+    # Every request's seed derives from the search's, so that two seeds have none in common.
+    assert not {r.seed for r in first.engine.requests} & {r.seed for r in second.engine.requests}
 
 
 def test_closing_closes_every_engine() -> None:

@@ -1,6 +1,6 @@
 """An engine that asks OpenAI-compatible servers: vLLM, SGLang, llama.cpp, transformers serve and their like.
 
-`api: completions` sends prompts as they are. `api: chat` sends messages, and the steps so far as the assistant's begun
+`api: completions` sends prompts as they are. `api: chat` sends messages, and the steps so far as the assistant's unfinished
 turn (`continue_final_message`, which vLLM and SGLang know); a server that does not know it refuses, or must not be used.
 
 Each continuation is a request of its own, with a seed derived from the request's seed and its place: most servers draw all
@@ -9,7 +9,7 @@ seed: transformers serve, which has one stream for all, does so only while nothi
 
 A stop string counts behind the first visible character alone, which no server knows. A continuation that is stopped before
 is asked for once more, with the same seed and without stop strings, and cut here: nothing is lost or shortened. Servers
-that do not tell a stop string from the end of the text (see `openai_replies`) are taken to have met the stop string: the
+that do not distinguish a stop string from the end of the text (see `openai_replies`) are taken to have met the stop string: the
 next request, which then begins at the end of the text, shows it.
 """
 
@@ -28,7 +28,7 @@ from llm_mcts.engines.openai.replies import (
     next_token_logprobs,
     read_counts,
     read_reply,
-    told_end,
+    reported_end,
 )
 from llm_mcts.errors import EngineError, QuestionError
 from llm_mcts.seeding import derive_seed
@@ -103,16 +103,17 @@ class OpenAIEngine:
         if self._logprobs:
             body["logprobs"] = True if self._chat else 1  # 0 would mean "the sampled token's alone", or none at all
         data = await self._post(body)
-        counts = read_counts(data, request.max_tokens)
-        counts.add_to(usage)
+        counts = read_counts(data, request.max_tokens, usage)
         reply = read_reply(data, counts, self._logprobs, max(map(len, stops), default=0))
         self._warn(reply, stops)
         return complete(reply, request.stop, stops)
 
     def _warn(self, reply: Reply, stops: tuple[str, ...]) -> None:
-        if not self._warned and reply.finish == "stop" and told_end(reply, stops) is None:
+        if not self._warned and reply.finish == "stop" and reported_end(reply, stops) is None:
             self._warned = True
-            log.warning("the server does not tell stop strings from the end of the text; its stops count as stop strings")
+            log.warning(
+                "the server does not distinguish stop strings from the end of the text; its stops count as stop strings"
+            )
 
     async def logprobs(self, prompt: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """The log-probability of each token of each continuation, as the server tokenises prompt and continuation as one.
@@ -122,16 +123,16 @@ class OpenAIEngine:
 
         Raises:
             QuestionError: the prompt is empty.
-            EngineError: the server cannot tell, or a token spans the boundary between prompt and continuation.
+            EngineError: the server does not report them, or a token spans the boundary between prompt and continuation.
         """
         usage, texts = meter(), ["".join(continuation) for continuation in continuations]
         usage.lm_calls += 1
         if not any(prompt):
             raise QuestionError("the prompt is empty; expected at least one token")
         if self._echoes is not False:
-            found = await gather_all([self._echo("".join(prompt), text, usage) for text in texts])
-            if None not in found:
-                return [values for values in found if values is not None]
+            echoed = await gather_all([self._echo("".join(prompt), text, usage) for text in texts])
+            if None not in echoed:
+                return [values for values in echoed if values is not None]
         known = await self._next_tokens(prompt, texts, usage)
         self._echoes = False
         return known
@@ -148,8 +149,7 @@ class OpenAIEngine:
                 raise
             log.warning("the server does not echo: %s", error)
             return None
-        counts = read_counts(data, 1)
-        counts.add_to(usage)
+        counts = read_counts(data, 1, usage)
         values = continuation_logprobs(data, counts, prompt, continuation)
         self._echoes = self._echoes or (True if values is not None else None)
         return values
@@ -158,8 +158,7 @@ class OpenAIEngine:
         """By the likeliest next tokens of the prompt."""
         body = self._body(prompt, 1, 1.0)
         data = await self._post({**body, **({"logprobs": True, "top_logprobs": _TOP} if self._chat else {"logprobs": _TOP})})
-        counts = read_counts(data, 1)
-        counts.add_to(usage)
+        read_counts(data, 1, usage)
         known = next_token_logprobs(data)
         if absent := [text for text in continuations if text and text not in known]:
             raise EngineError(
@@ -175,12 +174,12 @@ class OpenAIEngine:
         settings: dict[str, Any] = {"model": self.config.model, "max_tokens": max_tokens, "temperature": temperature}
         if not self._chat:
             return {**settings, "prompt": "".join(prompt)}
-        first, begun = prompt[0], "".join(prompt[1:])
+        first, turn = prompt[0], "".join(prompt[1:])
         messages = _read_messages(first)
-        if not begun:
+        if not turn:
             return {**settings, "messages": messages}
-        turn = {"role": "assistant", "content": begun}
-        return {**settings, "messages": [*messages, turn], "continue_final_message": True, "add_generation_prompt": False}
+        messages = [*messages, {"role": "assistant", "content": turn}]
+        return {**settings, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}
 
     async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -189,8 +188,8 @@ class OpenAIEngine:
             if "continue_final_message" not in body:
                 raise
             raise RefusedError(
-                f"{error} (the request held the assistant's begun turn with continue_final_message, which not every server "
-                "knows: engine.openai.api completions does without)"
+                f"{error} (the request held an unfinished assistant's turn with continue_final_message, which not every "
+                "server knows: engine.openai.api completions does without)"
             ) from None
 
 

@@ -1,11 +1,11 @@
 """JSON requests to the replicas of one server: least loaded first, bounded, timed, retried.
 
-A try goes to the replica with the fewest requests in flight. What fails without the request's fault (a timeout, a broken
+A try goes to the replica with the fewest requests in flight. What fails through no fault of the request (a timeout, a broken
 connection, status 408, 409, 429 or 5xx) is tried again after an exponential pause with jitter; meanwhile the replica rests
 and the others take its share. When a rest is over, one request probes the replica before all come back. Retry-After is
-kept: nothing is sent to a replica that asked to wait. Everything else fails at once with the server's own words.
+honoured: nothing is sent to a replica that asked to wait. Everything else fails at once with the server's own words.
 
-The key stands in one header and nowhere else: it is blotted out of all that a server sends back before anyone reads it.
+The key stands in one header and nowhere else: it is redacted from whatever a server sends back before anyone reads it.
 """
 
 import asyncio
@@ -45,11 +45,11 @@ _HOPELESS = {401, 403, 404}
 
 
 class RefusedError(EngineError):
-    """The server understood a request and will not serve it (a 4xx status that no further try mends)."""
+    """The server understood a request and will not serve it (a 4xx status that a retry cannot fix)."""
 
 
 class _TryError(Exception):
-    """A try failed in a way that another one may mend."""
+    """A try failed in a way that a retry may fix."""
 
     def __init__(self, what: str, wait: float = 0.0) -> None:
         super().__init__(what)
@@ -58,7 +58,7 @@ class _TryError(Exception):
 
 @dataclass(eq=False)
 class _Replica:
-    """One address and how it has been faring."""
+    """One address and how it has been doing."""
 
     url: str
     failures: int = 0  # in a row
@@ -108,11 +108,11 @@ class Replicas:
         """The reply's JSON object.
 
         Raises:
-            EngineError: every try failed, or the reply is no JSON object.
+            EngineError: every try failed, or the reply is not a JSON object.
             RefusedError: the server will not serve this request.
             ModelError: the key or the address is wrong, or there is no such model, for this request and any other.
         """
-        session, told = self._open(), ""
+        session, failure = self._open(), ""
         for attempt in range(self.config.retries + 1):
             if attempt:
                 await asyncio.sleep(self._pause(attempt))
@@ -121,7 +121,7 @@ class Replicas:
                     reply = await self._try(session, replica, path, body)
                 except _TryError as error:
                     replica.failed(error)
-                    told = f"{replica.url}{path}: {error}"
+                    failure = f"{replica.url}{path}: {error}"
                     continue
                 except EngineError:
                     replica.answered()
@@ -129,8 +129,8 @@ class Replicas:
                 replica.answered()
                 return reply
         raise EngineError(
-            f"no reply after {self.config.retries + 1} tries, the last to {told}; expected a server that answers: "
-            "see that it runs, or raise engine.openai.timeout or engine.openai.retries"
+            f"no reply after {self.config.retries + 1} tries, the last to {failure}; expected a server that answers: "
+            "check that it runs, or raise engine.openai.timeout or engine.openai.retries"
         )
 
     async def aclose(self) -> None:
@@ -191,8 +191,8 @@ class Replicas:
         waits = [r.waits_until - now for r in self._replicas]
         if min(waits) > self.config.timeout:
             raise EngineError(
-                f"every replica asked to wait, the least for {min(waits):.0f} s; expected at most "
-                f"engine.openai.timeout = {self.config.timeout:g} s: try later, or raise it"
+                f"every replica asked to wait, the shortest for {min(waits):.0f} s; expected at most "
+                f"engine.openai.timeout = {self.config.timeout:g} s: try later, or raise the timeout"
             )
         later = [t for r in self._replicas for t in (r.waits_until - now, r.rests_until - now) if t > 0]
         return min(later) + 0.001 if later else None
@@ -216,13 +216,13 @@ class Replicas:
         status, said = response.status_code, self._clean(_message(response.text))
         if status in _RETRIED or status >= 500:
             raise _TryError(f"status {status}: {said}", _retry_after(response.headers.get("Retry-After")))
-        told = f"{where} refused with status {status}: {said}; expected status 200"
+        message = f"{where} refused with status {status}: {said}; expected status 200"
         if status in _HOPELESS:
-            raise ModelError(f"{told}: check engine.openai.urls, engine.model and the key in {self.config.key_variable}")
-        raise RefusedError(f"{told}: mend the request or choose another server")
+            raise ModelError(f"{message}: check engine.openai.urls, engine.model and the key in {self.config.key_variable}")
+        raise RefusedError(f"{message}: change the request or choose another server")
 
     def _read(self, response: httpx2.Response, where: str) -> dict[str, Any]:
-        text = self._blot(response.text)
+        text = self._redact(response.text)
         try:
             data = json.loads(text)
         except ValueError:
@@ -233,12 +233,12 @@ class Replicas:
             )
         return data
 
-    def _blot(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
     def _clean(self, text: str) -> str:
         """A server's words fit for an error: without the key, on one line, and not endless."""
-        text = " ".join(self._blot(text).split()) or "(nothing)"
+        text = " ".join(self._redact(text).split()) or "(nothing)"
         return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}… ({len(text) - _QUOTED} characters more)"
 
 

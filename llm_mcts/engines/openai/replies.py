@@ -1,9 +1,9 @@
-"""Reading what OpenAI-compatible servers answer, and believing none of it unchecked.
+"""Read and check the replies of OpenAI-compatible servers.
 
 Servers agree on little but the field names. A stop string may be part of the text (transformers) or not (the others); the
 tokens listed with their log-probabilities may include the stop's and the end-of-text token (vLLM, SGLang) or not
 (llama.cpp); `finish_reason: stop` may mean a stop string or the end of the text. What tells the two apart, in this order:
-the text holds a stop string; the tokens listed go on behind the text; `stop_reason` (vLLM) or `matched_stop` (SGLang).
+the text holds a stop string; the tokens listed continue behind the text; `stop_reason` (vLLM) or `matched_stop` (SGLang).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any, Literal, TypeGuard
 
 from llm_mcts.engines.base import Completion
+from llm_mcts.engines.endings import cut_at_stop
 from llm_mcts.errors import EngineError
 from llm_mcts.types import Usage
 
@@ -25,24 +26,17 @@ class Counts:
     """A reply's tokens, checked."""
 
     prompt: int
-    cached: int
     completion: int
-
-    def add_to(self, usage: Usage) -> None:
-        """Book them for whoever asked."""
-        usage.generated_tokens += self.completion
-        usage.prefilled_tokens += self.prompt - self.cached
-        usage.reused_tokens += self.cached
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One continuation as the server tells it."""
+    """One continuation as the server reports it."""
 
     text: str
     finish: Literal["stop", "length"]
     ended_by: Any
-    """What the server names as the end: a stop string, a token id, None for the end of the text; missing: `UNTOLD`."""
+    """What the server names as the end: a stop string, a token id, None for the end of the text; missing: `UNREPORTED`."""
     tokens: tuple[str, ...]
     """Texts of the sampled tokens, as far as they are listed."""
     logprobs: tuple[float, ...]
@@ -51,11 +45,11 @@ class Reply:
     """Sampled tokens, at least 1."""
 
 
-UNTOLD = object()
+UNREPORTED = object()
 
 
-def read_counts(data: Mapping[str, Any], max_tokens: int) -> Counts:
-    """The token counts of a reply that may hold `max_tokens`.
+def read_counts(data: Mapping[str, Any], max_tokens: int, spent: Usage) -> Counts:
+    """The token counts of a reply that may hold `max_tokens`, added to `spent`.
 
     Raises:
         EngineError: counts are missing or impossible.
@@ -72,7 +66,9 @@ def read_counts(data: Mapping[str, Any], max_tokens: int) -> Counts:
             f"{prompt} prompt tokens, {cached} of them cached, and {completion} completion tokens",
             f"at least 1 prompt token, no more cached than that, and at most max_tokens = {max_tokens}",
         )
-    return Counts(prompt, cached, completion)
+    spent.generated_tokens += completion
+    spent.count_prompt(prompt - cached, cached)
+    return Counts(prompt, completion)
 
 
 def read_reply(data: Mapping[str, Any], counts: Counts, logprobs: bool, longest_stop: int) -> Reply:
@@ -98,7 +94,7 @@ def read_reply(data: Mapping[str, Any], counts: Counts, logprobs: bool, longest_
     missing = counts.completion - len(tokens)
     if logprobs and not 0 <= missing <= (max(1, longest_stop) if finish == "stop" else 0):
         raise _broken(f"{len(tokens)} log-probabilities for {counts.completion} completion tokens", "one a token")
-    ended_by = choice.get("stop_reason", choice.get("matched_stop", UNTOLD))
+    ended_by = choice.get("stop_reason", choice.get("matched_stop", UNREPORTED))
     return Reply(text, finish, ended_by, tuple(tokens), tuple(values), max(1, counts.completion))
 
 
@@ -106,8 +102,7 @@ def read_choice(data: Mapping[str, Any]) -> dict[str, Any]:
     """The one choice of a reply."""
     choices = data.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        found = f"{len(choices)} choices" if isinstance(choices, list) else f"choices {choices!r}"
-        raise _broken(found, "one choice")
+        raise _broken(f"{len(choices)} choices" if isinstance(choices, list) else f"choices {choices!r}", "one choice")
     return choices[0]
 
 
@@ -119,20 +114,20 @@ def complete(reply: Reply, wanted: Sequence[str], sent: Sequence[str]) -> Comple
         wanted: the request's stop strings.
         sent: those that the server was given.
     """
-    body = reply.text.lstrip()
-    if cuts := [at for stop in wanted if (at := body.find(stop)) >= 0]:
+    if (cut := cut_at_stop(reply.text, wanted)) is not None:
         used = _tokens_to_stop(reply.tokens, wanted)
-        return Completion(body[: min(cuts)], sum(reply.logprobs[:used], 0.0), used or reply.num_tokens, "stop")
+        return Completion(cut, sum(reply.logprobs[:used], 0.0), used or reply.num_tokens, "stop")
     logprob = sum(reply.logprobs, 0.0)
     if reply.finish == "length":
         return Completion(reply.text, logprob, reply.num_tokens, "length")
-    if told_end(reply, sent) == "eos":
+    if reported_end(reply, sent) == "eos":
         return Completion(reply.text, logprob, reply.num_tokens, "eos")
+    body = reply.text.lstrip()
     return Completion(body, logprob, reply.num_tokens, "stop") if body else None
 
 
-def told_end(reply: Reply, sent: Sequence[str]) -> Literal["stop", "eos"] | None:
-    """What ended a reply that finished with "stop", by whatever the server tells about it; None: it tells nothing."""
+def reported_end(reply: Reply, sent: Sequence[str]) -> Literal["stop", "eos"] | None:
+    """What ended a reply that finished with "stop", as far as the server reports it; None: it does not."""
     if not sent:
         return "eos"
     listed = "".join(reply.tokens)
@@ -187,7 +182,7 @@ def continuation_logprobs(data: Mapping[str, Any], counts: Counts, prompt: str, 
 def _boundary(tokens: Sequence[str], prompt: str, continuation: str) -> int | None:
     """Index of the continuation's first token, or None where no token begins there.
 
-    Told by the tokens' texts: `text_offset` may be missing (SGLang) or off where a begin-of-text token or half a letter
+    Found by the tokens' texts: `text_offset` may be missing (SGLang) or off where a begin-of-text token or half a letter
     stands in front (vLLM). Letters that span tokens garble one side or the other, hardly ever both.
     """
     text = ""
@@ -254,13 +249,13 @@ def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _no_logprobs(found: Any) -> EngineError:
+def _no_logprobs(listed: Any) -> EngineError:
     return _broken(
-        f"logprobs {found!r}",
+        f"logprobs {listed!r}",
         "log-probabilities of the tokens: choose a server that gives them, or set engine.openai.logprobs to false, "
         "which holds all steps equally likely",
     )
 
 
-def _broken(found: str, expected: str) -> EngineError:
-    return EngineError(f"the server's reply holds {found}; expected {expected}")
+def _broken(content: str, expected: str) -> EngineError:
+    return EngineError(f"the server's reply holds {content}; expected {expected}")

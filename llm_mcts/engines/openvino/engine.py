@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from llm_mcts.engines.base import Completion, EngineConfig, Request
-from llm_mcts.engines.endings import Endings, Row
+from llm_mcts.engines.endings import Continuation, Endings
 from llm_mcts.engines.openvino.export import export_model, require
 from llm_mcts.engines.openvino.pool import BLOCK, Pool, precisions
 from llm_mcts.errors import ConfigError, ModelError, QuestionError
@@ -39,14 +39,14 @@ class OpenVINOEngine:
 
     `cache_mb` is the memory for the keys and values of all texts, running ones included; a text waits until there is room
     for it at its longest. With 0 the memory grows as needed and nothing is kept. `Usage.reused_tokens` counts the whole
-    blocks of 32 tokens that were sent before and that the pool has room for: the library does not tell what it reused.
+    blocks of 32 tokens that were sent before and that the pool has room for: the library does not report what it reused.
 
-    `logprobs` computes each text anew in a second instance of the model, made when it is first asked, since the library
+    `logprobs` recomputes each text in a second instance of the model, loaded on first use, since the library
     gives no log-probabilities of tokens it finds in its cache.
     """
 
     def __init__(self, config: EngineConfig | None = None) -> None:
-        """Export the model if that was not done before, and load it."""
+        """Load the model, exported if it was not before."""
         self.config = config = config or EngineConfig(name="openvino")
         if config.device not in ("auto", "cpu"):
             raise ConfigError(f"engine.device is '{config.device}'; expected auto or cpu for engine 'openvino'")
@@ -61,11 +61,11 @@ class OpenVINOEngine:
         self._using = threading.Lock()
         self._ids = itertools.count()
         self._encode = Encoder(self.tokenizer)
-        self._waiting: deque[Row] = deque()
-        self._active: list[Row] = []
+        self._waiting: deque[Continuation] = deque()
+        self._active: list[Continuation] = []
         # Rows that have ended but hold their blocks until the next step is over.
-        self._leaving: list[Row] = []
-        self._unfinished: set[Row] = set()
+        self._leaving: list[Continuation] = []
+        self._unfinished: set[Continuation] = set()
         self._loop: asyncio.Task[None] | None = None
 
     def _load(self, blocks: int) -> Any:
@@ -101,28 +101,16 @@ class OpenVINOEngine:
             QuestionError: the prompt is empty, leaves no room in the model's context, or does not fit into the cache. A
                 continuation that reaches the context's end before `max_tokens` finishes with reason "length".
         """
-        prompt = self._checked(request.prompt)
+        prompt = self.endings.checked(self._encode(request.prompt))
         self._check_room(len(prompt), self._longest(len(prompt), request))
         usage, loop = meter(), asyncio.get_running_loop()
         usage.lm_calls += 1
-        rows = [Row(request, i, prompt, usage, loop.create_future()) for i in range(request.n)]
+        rows = [Continuation(request, i, prompt, self.endings, usage, loop.create_future()) for i in range(request.n)]
         self._waiting.extend(rows)
         self._unfinished.update(rows)
         if self._loop is None or self._loop.done():
             self._loop = loop.create_task(self._run())
         return list(await asyncio.gather(*(row.done for row in rows)))
-
-    def _checked(self, segments: Sequence[str]) -> tuple[int, ...]:
-        """The prompt's token ids."""
-        prompt = tuple(self._encode(segments))
-        if not prompt:
-            raise QuestionError("the prompt is empty; expected at least one token")
-        if len(prompt) + 1 > self._export.context:
-            raise QuestionError(
-                f"prompt of {len(prompt)} tokens; expected fewer than the model's context of {self._export.context}: "
-                "shorten the question or use fewer shots"
-            )
-        return prompt
 
     def _longest(self, prompt: int, request: Request) -> int:
         """How long a text can get, in tokens."""
@@ -149,24 +137,23 @@ class OpenVINOEngine:
                     self._leaving = [row for row in self._active if self._advance(row)]
                     self._active = [row for row in self._active if row not in self._leaving]
         except BaseException as error:
-            told = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
-            self._abandon(told)
-            if told is not error:
+            failure = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
+            self._abandon(failure)
+            if failure is not error:
                 raise
 
     def _step(self) -> None:
         with self._using:
             self._pipeline.step()
 
-    def _abandon(self, told: Exception) -> None:
+    def _abandon(self, failure: Exception) -> None:
         for row in self._active:
             row.handle.cancel()
         for row in self._unfinished:
             if not row.done.done():
-                row.done.set_exception(told)
-        self._active.clear()
-        self._waiting.clear()
-        self._unfinished.clear()
+                row.done.set_exception(failure)
+        for work in (self._active, self._waiting, self._unfinished):
+            work.clear()
 
     def _drop_cancelled(self) -> None:
         for row in self._active:
@@ -179,34 +166,33 @@ class OpenVINOEngine:
 
     def _admit(self) -> None:
         """Let waiting rows join; one whose very prompt is being computed waits for it to be in the cache."""
-        begun = {row.prompt for row in self._active if not row.generated}
+        computing = {row.prompt for row in self._active if not row.generated}
         taken = sum(map(self._need, (*self._active, *self._leaving)))
-        later: list[Row] = []
+        later: list[Continuation] = []
         while self._waiting and len(self._active) < self.config.max_batch:
             row = self._waiting.popleft()
             if self._pool.capacity and taken + self._need(row) > self._pool.capacity:
                 later.append(row)
                 break
-            if self._pool.capacity and row.prompt in begun and len(row.prompt) > BLOCK:
+            if self._pool.capacity and row.prompt in computing and len(row.prompt) > BLOCK:
                 later.append(row)
                 continue
             self._start(row)
-            begun.add(row.prompt)
+            computing.add(row.prompt)
             taken += self._need(row)
         self._waiting.extendleft(reversed(later))
 
-    def _need(self, row: Row) -> int:
-        """Blocks for a row at its longest. Where a cache runs full the library throws texts out and draws them differently
+    def _need(self, row: Continuation) -> int:
+        """Blocks for a row at its longest. When its cache is full the library evicts texts and draws them differently
         later, so no row joins before there is room for all of it."""
         return -(-self._longest(len(row.prompt), row.request) // BLOCK)
 
-    def _start(self, row: Row) -> None:
+    def _start(self, row: Continuation) -> None:
         ids = self._tensor(np.array([row.prompt], dtype=np.int64))
         row.handle = self._pipeline.add_request(next(self._ids), ids, self._sampling(row))
         self._active.append(row)
         reused = self._pool.take(row.prompt)
-        row.usage.reused_tokens += reused
-        row.usage.prefilled_tokens += len(row.prompt) - reused
+        row.count(len(row.prompt) - reused, reused)
 
     def _settings(self) -> Any:
         settings = self._genai.GenerationConfig()
@@ -215,7 +201,7 @@ class OpenVINOEngine:
         settings.set_eos_token_id(0)  # the library asks for one, also where it is to be ignored
         return settings
 
-    def _sampling(self, row: Row) -> Any:
+    def _sampling(self, row: Continuation) -> Any:
         """The library's settings of one continuation; it stops by length alone, all other ends are decided here."""
         request = row.request
         settings = self._settings()
@@ -230,32 +216,30 @@ class OpenVINOEngine:
             settings.min_p = request.min_p
         return settings
 
-    def _advance(self, row: Row) -> bool:
+    def _advance(self, row: Continuation) -> bool:
         """Read the tokens that a step made; True when the row has ended."""
         if row.handle.get_status() == self._genai.GenerationStatus.IGNORED:
             raise ModelError(
-                "openvino-genai found no room in its cache for a text; expected room for it: raise engine.cache_mb"
+                "openvino-genai has no room in its cache for a text; expected room for all running ones: raise engine.cache_mb"
             )
         while row.handle.can_read():
             for output in row.handle.read().values():
                 for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
-                    if completion := self.endings.append(row, token, logprob):
+                    if row.append(token, logprob):
                         row.handle.stop()
                         self._pool.keep((*row.prompt, *row.generated[:-1]))
                         self._unfinished.discard(row)
-                        if not row.done.done():
-                            row.done.set_result(completion)
                         return True
         return False
 
     async def logprobs(self, prompt: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each continuation, the log-probability at temperature 1 of each of its tokens; every text is computed anew.
+        """For each continuation, the log-probability at temperature 1 of each of its tokens; every text is recomputed.
 
         Raises:
             QuestionError: the prompt is empty, or a text is longer than the model's context.
         """
-        start = len(self._checked(prompt))
-        texts = [self._checked((*prompt, *continuation)) for continuation in continuations]
+        start = len(self.endings.checked(self._encode(prompt)))
+        texts = [self.endings.checked(self._encode((*prompt, *continuation))) for continuation in continuations]
         usage = meter()
         usage.lm_calls += 1
         usage.prefilled_tokens += sum(map(len, texts))

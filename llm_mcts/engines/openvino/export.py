@@ -1,9 +1,9 @@
-"""Checkpoints as OpenVINO models: made once, kept in a folder named by what they were made of.
+"""Checkpoints as OpenVINO models: exported once, kept in a folder named by a hash of what they were made from.
 
 transformers' own OpenVINO exporter turns the model into a graph with its key/value cache inside (stateful), nncf stores
 the weights in 8 or 4 bits. No tokenizer is converted: prompts reach the engine as token ids. An export is written to a
-folder beside and then renamed, so that a half-written one is never found; its files' digests are checked whenever it is
-loaded, and a damaged export is made anew.
+scratch folder and then renamed, so that a half-written one is never found; its files' digests are checked whenever it is
+loaded, and a damaged export is rebuilt.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,7 @@ from typing import Any
 
 from llm_mcts.engines.base import OpenVINOConfig
 from llm_mcts.errors import ConfigError, ModelError, first_line
-from llm_mcts.models import load_causal_lm, load_tokenizer, model_folder
+from llm_mcts.models import adapter_base, cache_shape, end_tokens, load_causal_lm, load_tokenizer, model_folder
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _HASHED = ("config.json", "generation_config.json", "adapter_config.json", "*.sa
 
 @dataclass(frozen=True)
 class Export:
-    """A model that openvino-genai can run, and what an engine must know of it."""
+    """A model that openvino-genai can run, and what an engine must know about it."""
 
     folder: Path
     eos: tuple[int, ...]
@@ -62,7 +62,7 @@ def require(package: str) -> ModuleType:
 
 
 def export_model(model: str, config: OpenVINOConfig) -> Export:
-    """The export of a checkpoint, made now if there is none or if it is damaged.
+    """The export of a checkpoint, built now if there is none or if it is damaged.
 
     Raises:
         ConfigError: a package is missing.
@@ -70,19 +70,18 @@ def export_model(model: str, config: OpenVINOConfig) -> Export:
     """
     exports = Path(config.exports).expanduser()
     target = exports / export_key(model, config.weights)
-    if (found := _read(target)) is not None:
-        return found
+    if (export := _read(target)) is not None:
+        return export
     exports.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=exports))
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=exports))
     try:
-        _write(model, config.weights, beside)
-        _put(beside, target)
+        _write(model, config.weights, scratch)
+        _put(scratch, target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    made = _read(target)
-    if made is None:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if (export := _read(target)) is None:
         raise ModelError(f"the export {target} changed while it was written; expected a folder that only exports write to")
-    return made
+    return export
 
 
 def export_key(model: str, weights: str) -> str:
@@ -97,13 +96,8 @@ def export_key(model: str, weights: str) -> str:
 def _checkpoint_files(folder: Path) -> list[Path]:
     """The files that make a checkpoint, those of a LoRA adapter's base included."""
     files = sorted({path for pattern in _HASHED for path in folder.glob(pattern) if path.is_file()})
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not isinstance(base, str):
-            raise ModelError(f"{adapter} names no base model; expected base_model_name_or_path, as save_pretrained writes it")
-        files += _checkpoint_files(_local(base))
-    return files
+    base = adapter_base(folder)
+    return files if base is None else files + _checkpoint_files(_local(base))
 
 
 def _local(model: str) -> Path:
@@ -133,22 +127,22 @@ def _read(folder: Path) -> Export | None:
         changed = [name for name, digest in manifest["files"].items() if _digest(folder / name) != digest]
         export = Export(folder, tuple(manifest["eos"]), manifest["context"], manifest["cache_values"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("the export %s is damaged (%s); it is made anew", folder, first_line(error))
+        log.warning("the export %s is damaged (%s); it is rebuilt", folder, first_line(error))
         return None
     if changed:
-        log.warning("the export %s is damaged (%s); it is made anew", folder, ", ".join(changed))
+        log.warning("the export %s is damaged (%s); it is rebuilt", folder, ", ".join(changed))
         return None
     return export
 
 
-def _put(beside: Path, target: Path) -> None:
+def _put(written: Path, target: Path) -> None:
     """Give a finished export its name; a damaged one in its place goes, a sound one that another process wrote stays."""
     try:
-        beside.rename(target)
+        written.rename(target)
     except OSError:
         if _read(target) is None:
             shutil.rmtree(target)
-            beside.rename(target)
+            written.rename(target)
 
 
 def _write(model: str, weights: str, folder: Path) -> None:
@@ -171,11 +165,15 @@ def _write(model: str, weights: str, folder: Path) -> None:
         ) from error
     _check_state(graph, model, loaded.config)
     openvino.save_model(graph, str(folder / GRAPH), compress_to_fp16=False)
-    facts = asdict(Export(folder, _eos(loaded, tokenizer), int(loaded.config.max_position_embeddings), _values(loaded.config)))
-    facts["files"] = {name: _digest(folder / name) for name in (GRAPH, WEIGHTS)}
-    facts["folder"] = None
+    layers, heads, size = cache_shape(loaded.config)
+    manifest = {
+        "eos": end_tokens(loaded, tokenizer),
+        "context": int(loaded.config.max_position_embeddings),
+        "cache_values": 2 * layers * heads * size,
+        "files": {name: _digest(folder / name) for name in (GRAPH, WEIGHTS)},
+    }
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=1)
+        json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
@@ -204,10 +202,10 @@ def _check_state(graph: Any, model: str, config: Any) -> None:
     """Refuse a graph that hands its keys and values out in place of keeping them: openvino-genai cannot run it."""
     import transformers
 
-    found, expected = len(graph.get_variables()), 2 * int(config.num_hidden_layers)
-    if found != expected:
+    count, expected = len(graph.get_variables()), 2 * int(config.num_hidden_layers)
+    if count != expected:
         raise ModelError(
-            f"transformers {transformers.__version__} exports model '{model}' with {found} variables for its cache; expected "
+            f"transformers {transformers.__version__} exports model '{model}' with {count} variables for its cache; expected "
             f"{expected}, keys and values of each layer: use transformers 5.23 or 5.24, or the transformers engine"
         )
 
@@ -223,15 +221,3 @@ def _compress(graph: Any, weights: str, config: Any) -> Any:
     widths = (config.hidden_size, config.intermediate_size)
     group = next((g for g in (128, 64, 32) if all(width % g == 0 for width in widths)), -1)
     return nncf.compress_weights(graph, mode=modes.INT4_ASYM, group_size=group)
-
-
-def _values(config: Any) -> int:
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * int(config.num_hidden_layers) * int(heads) * int(dim)
-
-
-def _eos(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    ids = ids if isinstance(ids, list) else [ids]
-    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))

@@ -5,7 +5,6 @@ model with one adapter on: a callable that turns its adapter on before each forw
 and verifier has its own batch and its own prefix tree (their keys and values differ), and all have the same weights.
 """
 
-import json
 import warnings
 from functools import wraps
 from pathlib import Path
@@ -18,23 +17,11 @@ from safetensors.torch import load_file
 
 from llm_mcts.engines.transformers.packing import pack_linears
 from llm_mcts.errors import ModelError, first_line
-from llm_mcts.models import same_model
-
-
-def adapter_base(folder: str | Path) -> str | None:
-    """The base model that a LoRA folder names, or None for a folder or hub id without an adapter."""
-    path = Path(folder) / "adapter_config.json"
-    if not path.exists():
-        return None
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (ValueError, KeyError) as error:
-        raise ModelError(f"{path} names no base model ({error}); expected what save_pretrained wrote") from error
-
+from llm_mcts.models import adapter_base, same_model
 
 _UNKNOWN = object()
 REWRITES = ("pissa", "olora", "loftq", "corda")
-"""Ways to begin an adapter that change the base's own weights, which others share."""
+"""Ways to initialise an adapter that change the base's own weights, which others share."""
 
 
 class SharedBackbone:
@@ -52,7 +39,7 @@ class SharedBackbone:
         """Load a LoRA adapter of this base, trained on the whole model or on its backbone; return its name.
 
         Raises:
-            ModelError: the folder holds no LoRA adapter, or one that does not fit or changes more than linear layers.
+            ModelError: the folder is not a LoRA adapter, or one that does not fit or changes more than linear layers.
         """
         folder, name = Path(folder), f"adapter{len(self.adapters)}"
         if self._packed:
@@ -60,45 +47,29 @@ class SharedBackbone:
         base = adapter_base(folder)
         if base is None or not same_model(base, self.name):
             raise ModelError(
-                f"{folder} is {f'an adapter on {base}' if base else 'no LoRA adapter'}; expected one on {self.name}, whose "
+                f"{folder} is {f'an adapter on {base}' if base else 'not a LoRA adapter'}; expected one on {self.name}, whose "
                 "backbone is to be shared: train it with LoRA on that base, or leave share_backbone off"
             )
+        self._inject(folder, name, *_read_adapter(folder, f"{self.model.base_model_prefix}."))
+        self.adapters.append(name)
+        self.model.base_model.to(next(self.model.parameters()).device).eval()
+        return name
+
+    def _inject(self, folder: Path, name: str, config: LoraConfig, weights: dict[str, Any]) -> None:
+        """Put the adapter's matrices into the backbone."""
         backbone = self.model.base_model
-        try:
-            config = LoraConfig.from_pretrained(folder)
-            weights = load_file(folder / "adapter_model.safetensors")
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"{folder} holds no LoRA adapter ({error}); expected what save_pretrained wrote") from error
-        rewritten = isinstance(config.init_lora_weights, str) and config.init_lora_weights in REWRITES
-        if config.modules_to_save or config.bias != "none" or config.use_dora or rewritten:
-            raise ModelError(
-                f"the adapter in {folder} changes more than linear layers by low rank (modules_to_save, bias, DoRA, or base "
-                "weights rewritten at its start); merge it instead of sharing its base"
-            )
-        config.init_lora_weights = True
-        prefix = f"{self.model.base_model_prefix}."
-        inner = {key.removeprefix("base_model.model.").removeprefix(prefix): w for key, w in weights.items()}
-        if not isinstance(config.target_modules, str):
-            config.target_modules = {target.removeprefix(prefix) for target in config.target_modules or ()}
-        for pattern in ("rank_pattern", "alpha_pattern"):
-            setattr(config, pattern, {key.removeprefix(prefix): n for key, n in (getattr(config, pattern) or {}).items()})
         self._active = _UNKNOWN  # injection turns the new adapter on, in whatever layers it reaches
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are the point
                 inject_adapter_in_model(config, backbone, name)
-            found = set_peft_model_state_dict(backbone, inner, adapter_name=name)
+            loaded = set_peft_model_state_dict(backbone, weights, adapter_name=name)
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"the adapter in {folder} does not fit the base model: {first_line(error)}") from error
         finally:
             self._layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
-        missing = [key for key in found.missing_keys if f".{name}." in key]
-        if missing or found.unexpected_keys:
-            odd = (missing or found.unexpected_keys)[0]
-            raise ModelError(f"the adapter in {folder} does not fit the base model, for example at {odd}")
-        self.adapters.append(name)
-        backbone.to(next(self.model.parameters()).device).eval()
-        return name
+        if odd := [*(key for key in loaded.missing_keys if f".{name}." in key), *loaded.unexpected_keys]:
+            raise ModelError(f"the adapter in {folder} does not fit the base model, for example at {odd[0]}")
 
     def pack(self) -> None:
         """Pack the base weights for the CPU, once all adapters are loaded."""
@@ -134,7 +105,7 @@ class AdapterView:
 
     @property
     def base_model(self) -> "AdapterView":
-        """The same without the language-model head."""
+        """This view without the language-model head."""
         return AdapterView(self.shared, self.model.base_model, self.adapter)
 
     def parameters(self) -> Any:
@@ -142,12 +113,12 @@ class AdapterView:
         return self.model.parameters()
 
     def eval(self) -> "AdapterView":
-        """It always is in evaluation mode."""
+        """Itself: it always is in evaluation mode."""
         return self
 
     @property
     def forward(self) -> Any:
-        """The same as a call, with the signature of the model's own forward."""
+        """A call of this view, with the signature of the model's own forward."""
 
         @wraps(self.model.forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -160,3 +131,24 @@ class AdapterView:
         """A forward with the adapter on."""
         self.shared.turn_on(self.adapter)
         return self.model(*args, **kwargs)
+
+
+def _read_adapter(folder: Path, prefix: str) -> tuple[LoraConfig, dict[str, Any]]:
+    """An adapter's configuration and weights, their names without `prefix`: those of the backbone."""
+    try:
+        config = LoraConfig.from_pretrained(folder)
+        weights = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{folder} is not a LoRA adapter ({error}); expected what save_pretrained wrote") from error
+    rewritten = isinstance(config.init_lora_weights, str) and config.init_lora_weights in REWRITES
+    if config.modules_to_save or config.bias != "none" or config.use_dora or rewritten:
+        raise ModelError(
+            f"the adapter in {folder} changes more than linear layers by low rank (modules_to_save, bias, DoRA, or base "
+            "weights rewritten at its start); merge it instead of sharing its base"
+        )
+    config.init_lora_weights = True
+    if not isinstance(config.target_modules, str):
+        config.target_modules = {target.removeprefix(prefix) for target in config.target_modules or ()}
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        setattr(config, pattern, {key.removeprefix(prefix): n for key, n in (getattr(config, pattern) or {}).items()})
+    return config, {key.removeprefix("base_model.model.").removeprefix(prefix): w for key, w in weights.items()}

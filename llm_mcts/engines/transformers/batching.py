@@ -1,7 +1,7 @@
 """Continuous batching of one model, with the key/value cache shared along the search tree.
 
-Two kinds of work join a batch. A `Continuation` is a prompt to be continued: it decodes one token a step, beside all others,
-until its owner says that it has ended. A `Reading` asks for the hidden states, or the log-probabilities, of given positions
+Two kinds of work join a batch. A `Continuation` is a prompt to be continued: it decodes one token a step, together with all
+others, until it has ended. A `Reading` asks for the hidden states, or the log-probabilities, of given positions
 of a token sequence: what critics and verifiers need. Both first load what the prefix tree holds of their tokens; the rest is
 computed in waves: of sequences that share an unknown prefix one goes first, so that it is computed once. A continuation's
 last prompt token is simply its first decode input.
@@ -9,119 +9,42 @@ last prompt token is simply its first decode input.
 
 import asyncio
 import inspect
-import random
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llm_mcts.engines.transformers.kv_cache import PrefixTree, SlotCache, pad_right, shared_length
-from llm_mcts.engines.transformers.sampling import Sampling, sample
+from llm_mcts.engines.base import Completion
+from llm_mcts.engines.endings import Continuation
+from llm_mcts.engines.transformers.kv_cache import PrefixTree, SlotCache, pad_right
+from llm_mcts.engines.transformers.sampling import sample
+from llm_mcts.engines.transformers.waves import Count, Joining, Reading, Work, forwards, next_wave
 
-# A sequence waits for another one that is about to be computed when the two share this many tokens more than the tree holds.
-_WORTH_WAITING_FOR = 4
-# Tokens of one prefill forward, padding included: bounds its memory, and how long decoding rows wait.
-_PREFILL_TOKENS = 2048
-# The same where logits are needed: one takes as many numbers as there are words in the vocabulary.
-_LOGITS_TOKENS = 512
 # Tokens computed before the next decode step: readings hold up neither decoding nor a caller who leaves for long.
 _TURN_TOKENS = 4096
 # How often the event loop turns before a batch step, so that searches that just got a reply can send their next request.
 _TURNS = 4
 
-Count = Callable[[int, int], None]
-"""Told how many tokens of a sequence were computed, and how many were there already."""
-
-
-@dataclass(eq=False)
-class Continuation:
-    """A prompt being continued."""
-
-    prompt: list[int]
-    how: Sampling
-    random: random.Random
-    count: Count
-    accept: Callable[[int, float], bool]
-    """Told of each sampled token and its log-probability; answers whether that ends it, and then has set `done`'s result."""
-    done: "asyncio.Future[Any]"
-    generated: list[int] = field(default_factory=list)
-
-    @property
-    def known(self) -> list[int]:
-        """Tokens to be in the cache before it can decode."""
-        return self.prompt[:-1]
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache: all but the last."""
-        return len(self.prompt) + len(self.generated) - 1
-
-    @property
-    def last(self) -> int:
-        """The next decode input."""
-        return self.generated[-1] if self.generated else self.prompt[-1]
-
-
-@dataclass(eq=False)
-class Reading:
-    """A token sequence to be read; what is asked for is known at some of its positions."""
-
-    known: list[int]
-    wanted: Sequence[int]
-    """Ascending positions; the last is that of the last token."""
-    targets: Sequence[int] | None
-    """For log-probabilities: the token that follows at each wanted position. None: hidden states."""
-    count: Count
-    done: "asyncio.Future[Any]"
-
-
-@dataclass(eq=False)
-class _Joining:
-    """Work that a wave computes."""
-
-    work: Continuation | Reading
-    found: list[tuple[Tensor, int]]
-    """What the tree holds of its tokens."""
-    have: int
-    slot: int = -1
-
-    @property
-    def wanted(self) -> Sequence[int]:
-        """Positions at which something is asked for."""
-        return self.work.wanted if isinstance(self.work, Reading) else ()
-
-    @property
-    def wants_logits(self) -> bool:
-        """Whether the language-model head is needed."""
-        return isinstance(self.work, Reading) and self.work.targets is not None
-
-    @cached_property
-    def fresh(self) -> list[int]:
-        """Positions to compute: those the tree lacks, and those asked for, whose keys are known but not their hidden states."""
-        return [*(at for at in self.wanted if at < self.have), *range(self.have, len(self.work.known))]
-
 
 class BatchedModel:
-    """One model and whoever wants something of it. Await it within one event loop at a time."""
+    """A model shared by concurrent callers. Await it within one event loop at a time."""
 
     def __init__(self, model: Any, max_batch: int = 64, cache_mb: int = 1024) -> None:
         """`model`: a causal language model, or a backbone, which can only be read; `cache_mb`: bound of the prefix tree."""
         self.model, self.max_batch = model.eval(), max_batch
         self.backbone = backbone_of(model)
         self.device = next(model.parameters()).device
-        # transformers calls the argument `cache` since 5.24, and is to forget the former name in 5.40.
+        # transformers calls the argument `cache` since 5.24, and removes the former name in 5.40.
         known = inspect.signature(self.backbone.forward).parameters
         self._cache_argument = "cache" if "cache" in known else "past_key_values"
         # Slots below max_batch decode; readings use those above the ones in use, for one forward.
         self.slots = SlotCache(self.backbone.config, 2 * max_batch, next(self.backbone.parameters()).dtype, self.device)
         self.tree = PrefixTree(cache_mb * 2**20)
         self.active: list[Continuation] = []
-        self.waiting: deque[Continuation | Reading] = deque()
-        self.unfinished: set[Continuation | Reading] = set()
+        self.waiting: deque[Work] = deque()
+        self.unfinished: set[Work] = set()
         self._loop: asyncio.Task[None] | None = None
         self.decode_steps = 0
         """Batch steps so far."""
@@ -135,27 +58,27 @@ class BatchedModel:
         """Longest sequence that the model takes, in tokens."""
         return self.slots.context
 
-    async def continue_all(self, rows: Sequence[Continuation]) -> list[Any]:
-        """Decode until each row has ended; return what their owners set as results."""
+    async def continue_all(self, rows: Sequence[Continuation]) -> list[Completion]:
+        """Decode until each row has ended; return their completions in order."""
         self._submit(rows)
         return list(await asyncio.gather(*(row.done for row in rows)))
 
-    async def hidden(self, tokens: list[int], wanted: Sequence[int], count: Count) -> Tensor:
+    async def hidden(self, tokens: Sequence[int], wanted: Sequence[int], count: Count) -> Tensor:
         """The last hidden states [len(wanted), hidden] at ascending positions of a token sequence."""
-        reading = Reading(tokens[: wanted[-1] + 1], wanted, None, count, asyncio.get_running_loop().create_future())
-        self._submit([reading])
-        states: Tensor = await reading.done
+        states: Tensor = await self._read(tokens[: wanted[-1] + 1], wanted, None, count)
         return states
 
-    async def logprobs(self, tokens: list[int], start: int, count: Count) -> list[float]:
+    async def logprobs(self, tokens: Sequence[int], start: int, count: Count) -> list[float]:
         """The log-probabilities of `tokens[start:]`, each given all before it; `start` is at least 1."""
-        future = asyncio.get_running_loop().create_future()
-        reading = Reading(tokens[:-1], range(start - 1, len(tokens) - 1), tokens[start:], count, future)
-        self._submit([reading])
-        found: list[float] = await reading.done
-        return found
+        values: list[float] = await self._read(tokens[:-1], range(start - 1, len(tokens) - 1), tokens[start:], count)
+        return values
 
-    def _submit(self, work: Sequence[Continuation | Reading]) -> None:
+    async def _read(self, tokens: Sequence[int], wanted: Sequence[int], targets: Sequence[int] | None, count: Count) -> Any:
+        reading = Reading(tuple(tokens), wanted, targets, count, asyncio.get_running_loop().create_future())
+        self._submit([reading])
+        return await reading.done
+
+    def _submit(self, work: Sequence[Work]) -> None:
         if self._loop is not None and not self._loop.done() and self._loop.get_loop() is not asyncio.get_running_loop():
             self._leave(self._loop.get_loop())
         self.waiting.extend(work)
@@ -164,7 +87,7 @@ class BatchedModel:
             self._loop = asyncio.get_running_loop().create_task(self._run())
 
     def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Drop what an event loop left behind that ended in the middle.
+        """Drop the work of an event loop that ended before it was done.
 
         Raises:
             RuntimeError: it still runs.
@@ -174,10 +97,12 @@ class BatchedModel:
         for work in self.unfinished:
             if not loop.is_closed():
                 work.done.cancel()
-        self.active.clear()
-        self.waiting.clear()
-        self.unfinished.clear()
+        self._clear()
         self._loop = None
+
+    def _clear(self) -> None:
+        for work in (self.active, self.waiting, self.unfinished):
+            work.clear()
 
     async def _run(self) -> None:
         """Work until nothing waits. A failure reaches every caller, never only the log."""
@@ -193,14 +118,12 @@ class BatchedModel:
                     if self.active:
                         self._decode()
         except BaseException as error:
-            told = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
+            failure = error if isinstance(error, Exception) else RuntimeError("the engine was stopped")
             for work in self.unfinished:
                 if not work.done.done() and not work.done.get_loop().is_closed():
-                    work.done.set_exception(told)
-            self.active.clear()
-            self.waiting.clear()
-            self.unfinished.clear()
-            if told is not error:
+                    work.done.set_exception(failure)
+            self._clear()
+            if failure is not error:
                 raise
 
     def _drop_cancelled(self) -> None:
@@ -209,46 +132,22 @@ class BatchedModel:
         for i in reversed([i for i, row in enumerate(self.active) if row.done.cancelled()]):
             self._remove(i)
 
-    def _next_wave(self) -> list[_Joining]:
-        """Take from the queue what can join now; what shares an unknown prefix with an earlier one stays for the next wave."""
-        leaders: list[list[int]] = []
-        chosen: list[_Joining] = []
-        later: list[Continuation | Reading] = []
-        room = self.max_batch - len(self.active)
-        while self.waiting and len(chosen) < self.max_batch:
-            work = self.waiting.popleft()
-            decodes = isinstance(work, Continuation)
-            if decodes and not room:
-                later.append(work)
-                continue
-            found = self.tree.match(work.known)
-            have = sum(n for _, n in found)
-            if self.tree.byte_limit and _worth_waiting(work.known, have, leaders):
-                later.append(work)
-                continue
-            room -= decodes
-            leaders.append(work.known)
-            chosen.append(_Joining(work, found, have))
-        self.waiting.extendleft(reversed(later))
-        # Rows of one forward have adjacent slots and similar lengths. Those that decode keep their slots, so they come first.
-        chosen.sort(key=lambda entry: (isinstance(entry.work, Reading), entry.wants_logits, len(entry.fresh)))
-        for slot, entry in enumerate(chosen, len(self.active)):
-            entry.slot = slot
-        return chosen
+    def _next_wave(self) -> list[Joining]:
+        return next_wave(self.waiting, self.tree, len(self.active), self.max_batch)
 
-    def _compute(self, wave: list[_Joining]) -> None:
+    def _compute(self, wave: list[Joining]) -> None:
         """Load what the tree holds, compute the rest."""
         self.slots.ensure_room(wave[-1].slot + 1, max(len(entry.work.known) for entry in wave) + 1)
         for entry in wave:
-            self.slots.load(entry.slot, entry.found)
+            self.slots.load(entry.slot, entry.stored)
             self.prefilled_tokens += len(entry.fresh)
             entry.work.count(len(entry.fresh), len(entry.work.known) - len(entry.fresh))
             if isinstance(entry.work, Continuation):
                 self.active.append(entry.work)
-        for group in _groups([entry for entry in wave if entry.fresh]):
+        for group in forwards([entry for entry in wave if entry.fresh]):
             self._prefill(group)
 
-    def _prefill(self, group: list[_Joining]) -> None:
+    def _prefill(self, group: list[Joining]) -> None:
         """One forward over adjacent slots; keys and values go to the tree, readings get what they asked for."""
         inputs = self.slots.window_at(slice(group[0].slot, group[-1].slot + 1), [entry.fresh for entry in group])
         width = inputs["position_ids"].shape[1]
@@ -267,15 +166,15 @@ class BatchedModel:
     def _forward(self, model: Any, ids: Tensor, inputs: dict[str, Tensor], **more: Any) -> Any:
         return model(input_ids=ids, use_cache=True, **{self._cache_argument: self.slots}, **inputs, **more)
 
-    def _answer(self, reading: Reading, found: Tensor) -> None:
+    def _answer(self, reading: Reading, rows: Tensor) -> None:
         self.unfinished.discard(reading)
         if reading.done.done():
             return
         if reading.targets is None:
-            reading.done.set_result(found)
+            reading.done.set_result(rows)
         else:
-            targets = torch.tensor(reading.targets, device=found.device)[:, None]
-            reading.done.set_result(found.float().log_softmax(-1).gather(-1, targets).squeeze(-1).tolist())
+            targets = torch.tensor(reading.targets, device=rows.device)[:, None]
+            reading.done.set_result(rows.float().log_softmax(-1).gather(-1, targets).squeeze(-1).tolist())
 
     def _decode(self) -> None:
         """One token for every active row."""
@@ -283,13 +182,12 @@ class BatchedModel:
         inputs = self.slots.window(slice(0, len(rows)), [row.length for row in rows], 1)
         ids = torch.tensor([[row.last] for row in rows], device=self.device)
         logits = self._forward(self.model, ids, inputs).logits[:, -1]
-        tokens, logprobs = sample(logits.float(), [row.how for row in rows], [row.random.random() for row in rows])
+        tokens, logprobs = sample(logits.float(), [row.request for row in rows], [row.random.random() for row in rows])
         self.decode_steps += 1
         self.decoded_rows += len(rows)
         ended = []
         for i, row in enumerate(rows):
-            row.generated.append(tokens[i])
-            if row.accept(tokens[i], logprobs[i]):
+            if row.append(tokens[i], logprobs[i]):
                 self.unfinished.discard(row)
                 ended.append(i)
         for i in reversed(ended):
@@ -310,22 +208,3 @@ def backbone_of(model: Any) -> Any:
     """The transformer of a model without its language-model head, adapters included."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner.base_model
-
-
-def _worth_waiting(tokens: list[int], have: int, leaders: list[list[int]]) -> bool:
-    return any(shared_length(tokens, leader) - have >= _WORTH_WAITING_FOR for leader in leaders)
-
-
-def _groups(entries: list[_Joining]) -> list[list[_Joining]]:
-    """Cut a wave into forwards: neighbours of one kind, not too many tokens, little padding. Entries come shortest first."""
-    groups: list[list[_Joining]] = []
-    for entry in entries:
-        if groups:
-            group, width = groups[-1], len(entry.fresh)
-            small = (len(group) + 1) * width <= (_LOGITS_TOKENS if entry.wants_logits else _PREFILL_TOKENS)
-            alike = entry.wants_logits == group[0].wants_logits and width <= 2 * len(group[0].fresh) + 16
-            if small and alike and entry.slot == group[-1].slot + 1:
-                group.append(entry)
-                continue
-        groups.append([entry])
-    return groups

@@ -5,19 +5,18 @@ from a random stream of its own, so no result depends on its neighbours.
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Completion, EngineConfig, Request
-from llm_mcts.engines.endings import Endings, Row
-from llm_mcts.engines.transformers.batching import BatchedModel, Continuation, Count
+from llm_mcts.engines.endings import Continuation, Endings
+from llm_mcts.engines.transformers.batching import BatchedModel
 from llm_mcts.engines.transformers.packing import pack_linears
 from llm_mcts.errors import QuestionError
-from llm_mcts.models import load_causal_lm, load_tokenizer, resolve_device, resolve_dtype
+from llm_mcts.models import end_tokens, load_causal_lm, load_tokenizer, resolve_device, resolve_dtype
 from llm_mcts.prompts import Encoder, chat_template_of
-from llm_mcts.types import Usage, meter
+from llm_mcts.types import meter
 
 
 class TransformersEngine:
@@ -33,13 +32,8 @@ class TransformersEngine:
         self.model = model
         self.batch = BatchedModel(model, config.max_batch, config.cache_mb)
         self._encode = Encoder(self.tokenizer)
-        self.endings = Endings(self.tokenizer, self._eos_ids(), self.batch.context)
+        self.endings = Endings(self.tokenizer, end_tokens(model, self.tokenizer), self.batch.context)
         """What ends a text; a benchmark of a set length may empty its `eos`."""
-
-    def _eos_ids(self) -> set[int]:
-        ids = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = ids if isinstance(ids, list) else [ids]
-        return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
 
     @property
     def chat_template(self) -> Callable[[list[dict[str, str]]], str] | None:
@@ -53,28 +47,12 @@ class TransformersEngine:
             QuestionError: the prompt is empty or leaves no room in the model's context. A continuation that reaches the
                 context's end before `max_tokens` finishes with reason "length".
         """
-        prompt = self._encode(request.prompt)
-        self._check_length(prompt, room=1)
+        prompt = self.endings.checked(self._encode(request.prompt))
         usage, loop = meter(), asyncio.get_running_loop()
         usage.lm_calls += 1
-        rows = [Row(request, i, tuple(prompt), usage, loop.create_future()) for i in range(request.n)]
-        count = _prefill_meter(usage)
-        work = [
-            Continuation(prompt, request, random.Random(f"{request.seed}/{row.index}"), count, self._accept(row), row.done)
-            for row in rows
-        ]
-        return await self.batch.continue_all(work)
-
-    def _accept(self, row: Row) -> Callable[[int, float], bool]:
-        """Adds a token to the row, and gives its caller the completion when that ends it."""
-
-        def accept(token: int, logprob: float) -> bool:
-            completion = self.endings.append(row, token, logprob)
-            if completion is not None and not row.done.done():
-                row.done.set_result(completion)
-            return completion is not None
-
-        return accept
+        return await self.batch.continue_all(
+            [Continuation(request, i, prompt, self.endings, usage, loop.create_future()) for i in range(request.n)]
+        )
 
     async def logprobs(self, prompt: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """For each continuation the log-probability of each of its tokens behind the prompt.
@@ -86,27 +64,9 @@ class TransformersEngine:
         usage.lm_calls += 1
         wholes = [self._encode([*prompt, *continuation]) for continuation in continuations]
         for whole in wholes:
-            self._check_length(whole)
-            if not 0 < start < len(whole):
+            if not 0 < start < len(self.endings.checked(whole, room=0)):
                 raise QuestionError("prompt or continuation is empty; expected at least one token in each")
-        return await gather_all([self.batch.logprobs(whole, start, _prefill_meter(usage)) for whole in wholes])
+        return await gather_all([self.batch.logprobs(whole, start, usage.count_prompt) for whole in wholes])
 
     async def aclose(self) -> None:
         """Nothing but memory is held."""
-
-    def _check_length(self, tokens: Sequence[int], room: int = 0) -> None:
-        if not tokens:
-            raise QuestionError("the prompt is empty; expected at least one token")
-        if len(tokens) + room > self.batch.context:
-            raise QuestionError(
-                f"prompt of {len(tokens)} tokens; expected fewer than the model's context of {self.batch.context}: "
-                "shorten the question or use fewer shots"
-            )
-
-
-def _prefill_meter(usage: Usage) -> Count:
-    def count(computed: int, reused: int) -> None:
-        usage.prefilled_tokens += computed
-        usage.reused_tokens += reused
-
-    return count

@@ -1,7 +1,7 @@
 """The key/value cache shared along the search tree, on plain transformers models.
 
 `PrefixTree` is a radix tree over token ids whose edges hold the keys and values of their tokens, so a prefix is computed
-once, whoever needs it: siblings, roll-outs, later simulations. `SlotCache` is the working memory of a batch: one row a
+once, whoever needs it: siblings, rollouts, later simulations. `SlotCache` is the working memory of a batch: one row a
 sequence, written in place, handed to the model as its cache. Rows may have different lengths; a row's tokens
 stand at positions 0, 1, … and a mask by position hides whatever lies beyond.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_mcts.errors import ModelError
+from llm_mcts.models import cache_shape
 
 
 class _Edge:
@@ -44,17 +45,17 @@ class PrefixTree:
 
     def match(self, tokens: Sequence[int]) -> list[tuple[Tensor, int]]:
         """The longest stored prefix, as (keys and values, how many of its tokens match) from the root down."""
-        found: list[tuple[Tensor, int]] = []
+        matched: list[tuple[Tensor, int]] = []
         edge, at, now = self._root, 0, next(self._clock)
         while at < len(tokens) and (child := edge.children.get(tokens[at])) is not None:
             child.used = now
             n = shared_length(child.tokens, tokens[at : at + len(child.tokens)])
-            found.append((child.kv, n))
+            matched.append((child.kv, n))
             at += n
             if n < len(child.tokens):
                 break
             edge = child
-        return found
+        return matched
 
     def insert(self, tokens: Sequence[int], kv: Tensor) -> None:
         """Store the keys and values [layers, 2, heads, len(tokens), dim] of a whole sequence; known parts are kept."""
@@ -105,7 +106,7 @@ class PrefixTree:
 
 
 class SlotCache:
-    """Batch memory [layers, 2, rows, heads, length, dim]; quacks like a transformers cache for one forward at a time."""
+    """Batch memory [layers, 2, rows, heads, length, dim], as a transformers cache for one forward at a time."""
 
     is_compileable = False
 
@@ -120,12 +121,11 @@ class SlotCache:
         if "flash" in str(config._attn_implementation):
             raise ModelError(f"attention '{config._attn_implementation}' takes no mask; load the model with sdpa or eager")
         self._additive_mask = config._attn_implementation != "sdpa"
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers, heads, dim = cache_shape(config)
         self.context = int(config.max_position_embeddings)
         self.max_rows = max_rows
         # Memory grows with the rows and lengths that are used.
-        self.kv = torch.zeros(config.num_hidden_layers, 2, min(4, max_rows), heads, 128, dim, dtype=dtype, device=device)
+        self.kv = torch.zeros(layers, 2, min(4, max_rows), heads, 128, dim, dtype=dtype, device=device)
         self._rows = slice(0, 0)
         self._positions = torch.empty(0, 0, dtype=torch.long)
         self._width = 0
@@ -142,10 +142,10 @@ class SlotCache:
         bigger[:, :, :had_rows, :, :had_length] = self.kv
         self.kv = bigger
 
-    def load(self, row: int, found: list[tuple[Tensor, int]]) -> int:
+    def load(self, row: int, matched: list[tuple[Tensor, int]]) -> int:
         """Copy a matched prefix into a row; return its length."""
         at = 0
-        for kv, n in found:
+        for kv, n in matched:
             self.kv[:, :, row, :, at : at + n] = kv[..., :n, :]
             at += n
         return at

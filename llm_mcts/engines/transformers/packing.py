@@ -30,10 +30,10 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: Any) -> Any:
-    """Replace the linear layers of a float32 model on a CPU, where oneDNN is there; other models stay as they are."""
+    """Replace the linear layers of a float32 model on a CPU, where oneDNN is available; other models stay as they are."""
     first = next(model.parameters())
-    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    usable = there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    usable = available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if first.dtype != torch.float32 or first.device.type != "cpu" or not usable:
         return model
     for parent in list(model.modules()):

@@ -1,54 +1,31 @@
 """Drawing tokens: by inverting the distribution function, so that nothing is sorted and no row depends on its neighbours."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class Sampling(Protocol):
-    """What of a request says how to draw (see `llm_mcts.engines.base.Request`)."""
-
-    @property
-    def temperature(self) -> float:
-        """0 is greedy."""
-        ...
-
-    @property
-    def top_k(self) -> int:
-        """0: all."""
-        ...
-
-    @property
-    def top_p(self) -> float:
-        """In (0, 1]."""
-        ...
-
-    @property
-    def min_p(self) -> float:
-        """In [0, 1]."""
-        ...
+from llm_mcts.engines.base import Request
 
 
-def sample(logits: Tensor, how: Sequence[Sampling], uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
+def sample(logits: Tensor, requests: Sequence[Request], uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
     """Draw one token a row.
 
     Args:
         logits: [B, V] float32.
-        how: [B] temperatures and truncations.
+        requests: [B] with their temperatures and truncations.
         uniforms: [B] numbers in [0, 1), one a row.
 
     Returns:
         Token ids, and their log-probabilities at temperature 1 without truncation.
     """
     device = logits.device
-    temperature = torch.tensor([h.temperature for h in how], device=device)
+    temperature = torch.tensor([request.temperature for request in requests], device=device)
     greedy = temperature < 1e-6  # below that, logits overflow and the likeliest token is all there is
     scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
-    for i, h in enumerate(how):
-        if h.temperature > 0 and (h.top_k or h.top_p < 1 or h.min_p):
-            scaled[i] = truncate(scaled[i], h.top_k, h.top_p, h.min_p)
+    for i, r in enumerate(requests):
+        if r.temperature > 0 and (r.top_k or r.top_p < 1 or r.min_p):
+            scaled[i] = truncate(scaled[i], r.top_k, r.top_p, r.min_p)
     cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
     u = torch.tensor(uniforms, device=device)[:, None] * total

@@ -47,7 +47,7 @@ class VLLMBackend:
     """One AsyncLLM in a thread of its own."""
 
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
-        # Before the first import of vllm: it reports usage to its makers, and logs to stdout, unless told not to.
+        # Before the first import of vllm: by default it sends usage statistics and logs to stdout.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -63,7 +63,7 @@ class VLLMBackend:
         except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
             self._stop_thread()
             raise ModelError(
-                f"vLLM could not start with '{checkpoint.name}': {first_line(error)}; its log above tells more"
+                f"vLLM could not start with '{checkpoint.name}': {first_line(error)}; see its log above"
             ) from error
         atexit.register(self.close)  # else vLLM would miss its modules when the interpreter takes it down
         self.context: int = self._llm.model_config.max_model_len
@@ -74,7 +74,7 @@ class VLLMBackend:
         return await self._across(self._shared(work))
 
     async def run_alone(self, work: Coroutine[Any, Any, T]) -> T:
-        """The same once all that runs has ended, while all that comes waits."""
+        """`run` once all running work has ended; work that arrives meanwhile waits."""
         return await self._across(self._exclusive(work))
 
     async def _across(self, work: Coroutine[Any, Any, T]) -> T:
@@ -111,7 +111,7 @@ class VLLMBackend:
             async for output in outputs:
                 [sequence] = output.outputs
                 tokens = list(sequence.token_ids)
-                logprobs = [found[token].logprob for token, found in zip(tokens, sequence.logprobs or (), strict=True)]
+                logprobs = [row[token].logprob for token, row in zip(tokens, sequence.logprobs or (), strict=True)]
                 yield Chunk(tokens, logprobs, output.num_cached_tokens or 0)
 
     async def score(self, tokens: list[int], start: int) -> Chunk:
@@ -132,14 +132,14 @@ class VLLMBackend:
         async with aclosing(self._outputs(tokens, {"prompt_logprobs": 0, **_ONE_TOKEN})) as outputs:
             async for output in outputs:
                 rows = output.prompt_logprobs or rows
-        found = [row[token].logprob for token, row in zip(tokens[start:], rows[start:], strict=True)]
-        return Chunk(tokens[start:], found, 0)
+        logprobs = [row[token].logprob for token, row in zip(tokens[start:], rows[start:], strict=True)]
+        return Chunk(tokens[start:], logprobs, 0)
 
     async def _score_next(self, prompt: list[int], token: int) -> tuple[float, int]:
         async with aclosing(self._outputs(prompt, {"logprob_token_ids": [token], **_ONE_TOKEN})) as outputs:
             async for output in outputs:
                 return output.outputs[0].logprobs[0][token].logprob, output.num_cached_tokens or 0
-        raise ModelError("vLLM ended a sequence without a token; expected one: its log above tells more")
+        raise ModelError("vLLM ended a sequence without a token; expected one: see its log above")
 
     def _outputs(self, prompt: list[int], sampling: dict[str, Any]) -> Any:
         from vllm import SamplingParams
@@ -294,4 +294,4 @@ async def _translated(outputs: Any) -> AsyncGenerator[Any, None]:
     except ValueError as error:
         raise QuestionError(f"vLLM refuses the request: {first_line(error)}") from error
     except (EngineDeadError, EngineGenerateError) as error:
-        raise ModelError(f"vLLM failed: {first_line(error.__cause__ or error)}; its log above tells more") from error
+        raise ModelError(f"vLLM failed: {first_line(error.__cause__ or error)}; see its log above") from error

@@ -167,7 +167,7 @@ def test_retry_after_holds_back_everyone() -> None:
 def test_retry_after_longer_than_a_try_may_take() -> None:
     error, asked = fails(lambda _: Fault(429, "", {"Retry-After": "3600"}))
     assert asked == 1
-    assert "asked to wait, the least for 3600 s; expected at most engine.openai.timeout = 120 s" in str(error)
+    assert "asked to wait, the shortest for 3600 s; expected at most engine.openai.timeout = 120 s" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_a_stop_before_the_first_visible_character_does_not_count() -> None:
 def test_what_the_user_may_wonder_about_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     ask(reply("ab"), replace(LINE, n=3))
     assert [r.message for r in caplog.records].count(caplog.records[0].message) == len(caplog.records) == 1
-    assert "does not tell stop strings from the end of the text" in caplog.text
+    assert "does not distinguish stop strings from the end of the text" in caplog.text
     caplog.clear()
     ask(reply("ab", stop_reason="\n"), LINE)
     assert caplog.records == []

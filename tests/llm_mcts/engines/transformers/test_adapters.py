@@ -16,11 +16,11 @@ from critics.model.heads import HeadConfig
 from critics.model.lora import LoraSpec
 from llm_mcts import Solver
 from llm_mcts.engines.base import Completion, EngineConfig, Request
-from llm_mcts.engines.transformers.adapters import AdapterView, SharedBackbone, adapter_base
+from llm_mcts.engines.transformers.adapters import AdapterView, SharedBackbone
 from llm_mcts.engines.transformers.engine import TransformersEngine
 from llm_mcts.engines.transformers.packing import PackedLinear
 from llm_mcts.errors import ConfigError, ModelError
-from llm_mcts.models import load_causal_lm, load_tokenizer
+from llm_mcts.models import adapter_base, load_causal_lm, load_tokenizer
 from llm_mcts.types import State, Step
 
 QUESTION = "Ann has 5 apples and buys 3 more. How many apples does Ann have now?"
@@ -120,7 +120,7 @@ def test_what_cannot_share_is_refused(
 ) -> None:
     whole = tmp_path / "whole"
     CriticModel.create("orm", str(tiny_model), HeadConfig(width=16)).save_pretrained(whole)
-    with pytest.raises(ModelError, match="no LoRA adapter; expected one on"):
+    with pytest.raises(ModelError, match="not a LoRA adapter; expected one on"):
         CriticModel.from_pretrained(whole, shared=shared)
     other = SharedBackbone(load_causal_lm("embedded", torch.float32, torch.device("cpu")), "embedded")
     with pytest.raises(ModelError, match="expected one on embedded"):

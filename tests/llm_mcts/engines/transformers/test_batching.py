@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from llm_mcts.engines.base import Completion, EngineConfig, Request
-from llm_mcts.engines.endings import Endings, Row
+from llm_mcts.engines.endings import Continuation, Endings
 from llm_mcts.engines.transformers.engine import TransformersEngine
 from llm_mcts.engines.transformers.packing import PackedLinear
 from llm_mcts.errors import QuestionError
@@ -247,9 +247,8 @@ class BlankDroppingTokenizer:
 def test_a_stop_string_with_blanks_is_found_token_by_token() -> None:
     _, tokenizer = plain()
     endings = Endings(BlankDroppingTokenizer(tokenizer), [], 512)
-    row = Row(Request(("a",), 1, 99, 1.0, ("shells now",)), 0, (1,), Usage(), asyncio.new_event_loop().create_future())
-    ended = None
+    request, done = Request(("a",), 1, 99, 1.0, ("shells now",)), asyncio.new_event_loop().create_future()
+    row = Continuation(request, 0, (1,), endings, Usage(), done)
     for token in tokenizer("Mia has 3 shells now and then", add_special_tokens=False).input_ids:
-        ended = ended or endings.append(row, token, -1.0)
-    assert ended is not None
-    assert (ended.finish_reason, ended.text) == ("stop", "Mia has 3 ")
+        row.append(token, -1.0)
+    assert (done.result().finish_reason, done.result().text) == ("stop", "Mia has 3 ")

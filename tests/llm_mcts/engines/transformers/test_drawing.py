@@ -127,5 +127,5 @@ def test_truncated_rows_mix_with_others_and_keep_the_plain_logprob() -> None:
 )
 def test_settings_out_of_range(settings: dict[str, float]) -> None:
     name, value = next(iter(settings.items()))
-    with pytest.raises(ConfigError, match=f"{name}={value}"):
+    with pytest.raises(ConfigError, match=rf"request\.{name} is {value}; expected a"):
         Request(("",), **settings)  # type: ignore[arg-type]

@@ -582,15 +582,15 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_configurations_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="max_batch=0"):
+    with pytest.raises(ConfigError, match=r"engine\.max_batch is 0; expected a whole number >= 1"):
         EngineConfig(max_batch=0)
-    with pytest.raises(ConfigError, match="cache_mb=-1"):
+    with pytest.raises(ConfigError, match=r"engine\.cache_mb is -1; expected a whole number >= 0"):
         EngineConfig(cache_mb=-1)
-    with pytest.raises(ConfigError, match="n=0"):
+    with pytest.raises(ConfigError, match=r"request\.n is 0; expected a whole number >= 1"):
         Request(("7",), n=0)
-    with pytest.raises(ConfigError, match="max_tokens=0"):
+    with pytest.raises(ConfigError, match=r"request\.max_tokens is 0; expected a whole number >= 1"):
         Request(("7",), max_tokens=0)
-    with pytest.raises(ConfigError, match="temperature=-1"):
+    with pytest.raises(ConfigError, match=r"request\.temperature is -1; expected a number >= 0"):
         Request(("7",), temperature=-1)
 
 
