@@ -140,7 +140,7 @@ def imagine_questions(
         ConfigError: a kind needs a model and there is no policy.
     """
     reporter = reporter or Reporter(quiet=True)
-    done = [Candidate(**record) for record in journal.read()]
+    done = candidates_of(journal.read())
     if journal.complete:
         return as_problems(done)
     with reporter.stage("imagine", len(_planned(problems, config)) - len(done)) as progress:
@@ -152,6 +152,11 @@ def imagine_questions(
         candidates = asyncio.run(imagine(problems, config, policy, held_out, known, seed, done, record))
     journal.finish()
     return as_problems(candidates)
+
+
+def candidates_of(records: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    """A journal's records as candidates."""
+    return [Candidate(**record) for record in records]
 
 
 def as_problems(candidates: Sequence[Candidate]) -> list[Problem]:
