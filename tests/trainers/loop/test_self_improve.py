@@ -60,6 +60,31 @@ def test_settings_that_new_critics_would_contradict_are_refused() -> None:
     SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)), critics=("orm",))
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"num_rounds": 0}, "num_rounds is 0; expected a whole number >= 1"),
+        ({"train_questions": 0}, "train_questions is 0; expected a whole number >= 1"),
+        ({"eval_questions": 0}, "eval_questions is 0; expected a whole number >= 1"),
+        ({"unlabelled_questions": 0}, "unlabelled_questions is 0; expected a whole number >= 1"),
+        ({"imagined_questions": -1}, "imagined_questions is -1; expected a whole number >= 0"),
+        ({"test_questions": -1}, "test_questions is -1; expected a whole number >= 0"),
+        ({"concurrency": 0}, "concurrency is 0; expected a whole number >= 1"),
+        ({"critics": ("judge",)}, r"critics is \('judge',\); expected a list of value or prm or orm"),
+        ({"methods": {}}, "methods is empty"),
+    ],
+)
+def test_settings_are_checked(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SelfImproveConfig(**bad)
+
+
+def test_a_shared_trunk_is_a_setting_of_critics_alone() -> None:
+    assert load_config(SelfImproveConfig, {"value": {"trunk": True}}).value.trunk
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'policy\.trunk'"):
+        load_config(SelfImproveConfig, {"policy": {"trunk": True}})
+
+
 # Objectives of the critics
 
 SMALL: dict[str, Any] = {
