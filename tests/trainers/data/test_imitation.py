@@ -64,6 +64,7 @@ def test_plain_rejection_sampling() -> None:
     kept, refused = chosen(tree_of(*MIXED), sft_per_question=1, min_score=0.75)
     assert kept == ["2 * 4 = 8|#### 8"]
     assert refused == {"wrong": 2, "repeated": 1, "no answer": 1, "low score": 1, "over the limit": 1}
+    assert chosen(tree_of(*MIXED), min_score=0.7)[0] == chosen(tree_of(*MIXED))[0]  # 0.7 itself is enough
 
 
 def test_equal_arithmetic_counts_once() -> None:
