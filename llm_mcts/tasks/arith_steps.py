@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product
 
+from llm_mcts.tasks.equations import evaluate
+
+# A model's line may break off anywhere: less is asked of an expression than where a true equation is wanted.
 _WORK = re.compile(r"([\d(][\d\s+\-*/().]*?)\s*=\s*(-?\d+(?:\.\d+)?)")
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[-+*/()]")
 
@@ -61,37 +64,5 @@ def _joined(operands: Sequence[Shape], operators: tuple[str, ...], value: Fracti
 
 def _shape(tokens: Sequence[str]) -> Shape:
     numbers = sorted(Fraction(token) for token in tokens if token[0].isdigit())
-    return tuple(numbers), tuple(sorted(t for t in tokens if t in "+-*/")), _value(list(tokens))
-
-
-def _value(tokens: list[str]) -> Fraction | None:
-    """The value of an expression by recursive descent; None where it is broken or divides by zero."""
-    try:
-        value = _sum(tokens)
-    except (IndexError, ValueError, ZeroDivisionError):
-        return None
-    return None if tokens else value
-
-
-def _sum(tokens: list[str]) -> Fraction:
-    value = _product(tokens)
-    while tokens and tokens[0] in "+-":
-        value = value + _product(tokens) if tokens.pop(0) == "+" else value - _product(tokens)
-    return value
-
-
-def _product(tokens: list[str]) -> Fraction:
-    value = _operand(tokens)
-    while tokens and tokens[0] in "*/":
-        value = value * _operand(tokens) if tokens.pop(0) == "*" else value / _operand(tokens)
-    return value
-
-
-def _operand(tokens: list[str]) -> Fraction:
-    token = tokens.pop(0)
-    if token != "(":
-        return Fraction(token)  # ValueError for an operator out of place
-    value = _sum(tokens)
-    if tokens.pop(0) != ")":
-        raise ValueError("an open bracket")
-    return value
+    value = evaluate(" ".join(token.lstrip("0") or "0" for token in tokens))
+    return tuple(numbers), tuple(sorted(t for t in tokens if t in "+-*/")), value

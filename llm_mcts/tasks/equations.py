@@ -8,6 +8,8 @@ EQUATION = re.compile(r"(-?[\d(][\d\s.+\-*/()]{0,200}?)\s*=\s*(-?\d{1,15}(?:\.\d
 """An expression in figures and what it is said to be."""
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _OPERATOR = re.compile(r"[\d)]\s*[+\-*/]\s*[\d(]")
+_WRITTEN = re.compile(r"[\d(][\d \t.,+\-*/()%$]*=[ \t]*-?\$?\d[\d,]*(?:\.\d+)?")
+_SAME_SIGN = str.maketrans({"×": "*", "x": "*", "·": "*", "÷": "/", "−": "-"})
 # What in front of an expression makes it part of another one, and what behind its result.
 _BEFORE, _BEHIND = "+-*/=%$,×÷^", "+-*/=%×÷^"
 
@@ -22,6 +24,12 @@ def equations(text: str) -> list[tuple[str, str]]:
         if not part and behind.lstrip()[:1] not in tuple(_BEHIND) and _OPERATOR.search(match[1]):
             found.append((match[1].strip(), match[2]))
     return found
+
+
+def written_equations(text: str) -> tuple[str, ...]:
+    """Whatever is written as an equation, percentages and parts of longer ones too, in order; without blanks, currency and
+    thousands separators. It tells whether two solutions do the same sums, not whether a sum is right."""
+    return tuple(re.sub(r"[\s$,]", "", found) for found in _WRITTEN.findall(text.translate(_SAME_SIGN)))
 
 
 def evaluate(expression: str) -> Fraction | None:

@@ -6,19 +6,16 @@ The defaults are plain rejection sampling: distinct texts, the k best. Every sol
 the refused are counted. Weights are those of advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177).
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil, inf
 from statistics import fmean
 
+from llm_mcts.tasks.equations import written_equations
 from llm_mcts.types import Problem, Trace
 from trainers.data.config import RowsConfig, SelectionConfig, WeightedConfig
 from trainers.data.evidence import Evidence
 from trainers.data.rows import NO_GOLD, SolutionRow
-
-_EQUATION = re.compile(r"[\d(][\d \t.,+\-*/()%$]*=[ \t]*-?\$?\d[\d,]*(?:\.\d+)?")
-_SAME_SIGN = str.maketrans({"×": "*", "x": "*", "·": "*", "÷": "/", "−": "-"})
 
 
 def imitation_rows(evidence: Evidence, config: RowsConfig) -> tuple[list[SolutionRow], Counter[str]]:
@@ -74,22 +71,13 @@ def select(
     if config.dedupe == "equations":
         best: dict[tuple[str, ...], Trace] = {}
         for trace in ranked:
-            best.setdefault(equations(trace.state.text), trace)
+            best.setdefault(written_equations(trace.state.text) or (trace.state.text,), trace)
         ranked = list(best.values())
     if config.balance == "pass_rate":
         limit = max(min(1, limit), ceil(limit * (1 - pass_rate)))
     counts = {"low score": len(distinct) - len(liked), "too long": len(liked) - len(brief)}
     counts |= {"same equations": len(brief) - len(ranked), "over the limit": max(0, len(ranked) - limit)}
     return ranked[:limit], Counter(counts)
-
-
-def equations(text: str) -> tuple[str, ...]:
-    """The arithmetic of a solution alone: its equations in order, without blanks, currency and thousands separators.
-
-    A text without an equation stands for itself.
-    """
-    found = _EQUATION.findall(text.translate(_SAME_SIGN))
-    return tuple(re.sub(r"[\s$,]", "", one) for one in found) or (text,)
 
 
 def weighted(evidence: Evidence, config: WeightedConfig) -> tuple[dict[str, float], Counter[str]]:

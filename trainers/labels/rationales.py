@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from critics.scoring.generative import VERDICTS
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Engine, Request
 from llm_mcts.errors import ConfigError, DataError, QuestionError
-from llm_mcts.policy import LMPolicy
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.runs.directory import Journal, make_folder
 from llm_mcts.seeding import derive_seed
@@ -33,7 +33,7 @@ from trainers.data.rows import VerdictRow, row_to_dict
 
 
 @dataclass(frozen=True)
-class RationalesConfig:
+class RationalesConfig(Settings):
     """Who writes the rationales."""
 
     source: Literal["arithmetic", "model"] = "arithmetic"
@@ -44,22 +44,19 @@ class RationalesConfig:
     """model: split of the task; never test."""
     solver: SolverConfig = field(default_factory=SolverConfig)
     """model: its engine and prompt."""
-    per_row: int = 1
-    """model: critiques sampled a row, at least 1; those with a wrong verdict are refused."""
-    max_tokens: int = 256
-    """model: longest critique, at least 1."""
-    temperature: float = 0.7
-    """model: of sampling, at least 0."""
+    per_row: Annotated[int, AtLeast(1)] = 1
+    """model: critiques sampled per row; those with a wrong verdict are refused."""
+    max_tokens: Annotated[int, AtLeast(1)] = 256
+    """model: longest critique."""
+    temperature: Annotated[float, AtLeast(0)] = 0.7
+    """model: of sampling."""
     seed: int = 0
+    """model: same seed, same critiques."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.split == "test":
             raise ConfigError("split is 'test'; expected train: what is trained on test questions cannot be tested on them")
-        if self.per_row < 1 or self.max_tokens < 1 or self.temperature < 0:
-            raise ConfigError(
-                f"rationales with per_row={self.per_row}, max_tokens={self.max_tokens}, temperature={self.temperature}; "
-                "expected at least 1, at least 1, at least 0"
-            )
 
 
 def write_rationales(rows: Sequence[VerdictRow], out: Path, config: RationalesConfig) -> dict[str, Any]:
@@ -81,19 +78,13 @@ def write_rationales(rows: Sequence[VerdictRow], out: Path, config: RationalesCo
             solved = config.task.build().load(config.split)
             references = {problem.question: problem.solution for problem in solved if problem.solution}
             with Solver(replace(config.solver, critics=CriticsConfig())) as solver:
-                kept, refused = asyncio.run(_by_model(rows, references, solver.policy, config))
+                engine, prompt = solver.policy.engine, solver.policy.prompt
+                kept, refused = asyncio.run(model_rationales(rows, references, engine, prompt, config))
     if not kept:
         raise DataError(f"none of {len(rows)} rows got a rationale ({dict(refused)}); try a larger model or more per_row")
     make_folder(out.parent)
     Journal(out).write([row_to_dict(row) for row in kept])
     return {"rows": len(kept), "refused": dict(+refused), "generated_tokens": usage.generated_tokens}
-
-
-async def _by_model(
-    rows: Sequence[VerdictRow], references: Mapping[str, str], policy: LMPolicy, config: RationalesConfig
-) -> tuple[list[VerdictRow], Counter[str]]:
-    how = config.per_row, config.max_tokens, config.temperature, config.seed
-    return await model_rationales(rows, references, policy.engine, policy.prompt, *how)
 
 
 def arithmetic_rationale(row: VerdictRow) -> str | None:
@@ -128,10 +119,7 @@ async def model_rationales(
     references: Mapping[str, str],
     engine: Engine,
     prompt: PromptFormat,
-    per_row: int = 1,
-    max_tokens: int = 256,
-    temperature: float = 0.7,
-    seed: int = 0,
+    config: RationalesConfig,
 ) -> tuple[list[VerdictRow], Counter[str]]:
     """Rows with critiques that a model wrote with the reference solution in view, and why others were refused.
 
@@ -140,13 +128,9 @@ async def model_rationales(
         references: question -> a right solution.
         engine: runs the model that writes them.
         prompt: its format.
-        per_row: critiques sampled a row.
-        max_tokens: longest critique.
-        temperature: of sampling.
-        seed: same seed, same critiques.
+        config: how they are sampled.
     """
-    how = per_row, max_tokens, temperature, seed
-    found = await gather_all([_criticise(row, references.get(row.question), engine, prompt, *how) for row in rows])
+    found = await gather_all([_criticise(row, references.get(row.question), engine, prompt, config) for row in rows])
     reasons: Counter[str] = Counter()
     kept = []
     for accepted, refused in found:
@@ -156,24 +140,18 @@ async def model_rationales(
 
 
 async def _criticise(
-    row: VerdictRow,
-    reference: str | None,
-    engine: Engine,
-    prompt: PromptFormat,
-    n: int,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
+    row: VerdictRow, reference: str | None, engine: Engine, prompt: PromptFormat, config: RationalesConfig
 ) -> tuple[list[VerdictRow], list[str]]:
     """One row's critiques whose verdict is its label, and the reasons against the others."""
+    n = config.per_row
     if reference is None:
         return [], ["no reference solution"] * n
     verdict = VERDICTS["genrm"]
     state = State(row.question, tuple(Step(text) for text in row.steps))
     opening = prompt.critique(state, reference, verdict.question)
-    derived = derive_seed(seed, "critique", row.question, *row.steps)
+    seed, stop = derive_seed(config.seed, "critique", row.question, *row.steps), (verdict.question,)
     try:
-        replies = await engine.generate(Request(opening, n, max_tokens, temperature, (verdict.question,), derived))
+        replies = await engine.generate(Request(opening, n, config.max_tokens, config.temperature, stop, seed))
     except QuestionError:
         return [], ["too long for the model's context"] * n
     kept, refused = [], []

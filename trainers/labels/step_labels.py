@@ -1,4 +1,4 @@
-"""Step labels without people: how likely a prefix still leads to the right answer, from a policy's completions of it.
+"""Automatic step labels: how likely a prefix still leads to the right answer, from a policy's completions of it.
 
     Math-Shepherd   `n` completions of every prefix; soft label the share of right ones, hard label whether there is one
                     (arXiv 2312.08935)
@@ -11,16 +11,17 @@ Every completion is counted (`Labeller.completions`), and their tokens are meter
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings, Within
 from llm_mcts.search.contracts import completions
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tasks.base import Task
 from llm_mcts.types import Policy, Problem, State, Step
+from trainers.data.evidence import Prefix
 from trainers.data.rows import StepRow
-
-Prefix = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ async def first_wrong_step(
 
     A completion that succeeds shows that everything before it can be right; so halves can be left out. What comes `before`
     must have a right completion, and the solution `before` + `steps` must be wrong. `with_values` makes all completions of
-    the prefixes it looks at, so that each has a value; otherwise no more than are needed.
+    the prefixes it tries, so that each has a value; otherwise no more than are needed.
     """
     low, high = 0, len(steps)
     while high - low > 1:
@@ -128,25 +129,19 @@ async def first_wrong_step(
 
 
 @dataclass(frozen=True)
-class OmegaConfig:
-    """OmegaPRM's search over roll-outs."""
+class OmegaConfig(Settings, section="omega"):
+    """OmegaPRM's search over rollouts."""
 
-    num_searches: int = 10
-    """Wrong completions to be searched, at least 1. Paper: until 100 labels a question."""
-    alpha: float = 0.5
-    """Weight of prefixes that are often right: Q = alpha^(1 - MC) beta^(length / L); in (0, 1]. Paper: 0.5."""
-    beta: float = 0.9
-    """Weight of short completions, in (0, 1]. Paper: 0.9."""
-    length: int = 500
+    num_searches: Annotated[int, AtLeast(1)] = 10
+    """Wrong completions to be searched. Paper: until there are 100 labels per question."""
+    alpha: Annotated[float, Within(0, 1, open_low=True)] = 0.5
+    """Weight of prefixes that are often right: Q = alpha^(1 - MC) beta^(length / L). Paper: 0.5."""
+    beta: Annotated[float, Within(0, 1, open_low=True)] = 0.9
+    """Weight of short completions. Paper: 0.9."""
+    length: Annotated[int, AtLeast(1)] = 500
     """L: length scale, in words (the paper counts tokens: 500)."""
-    c_puct: float = 0.125
+    c_puct: Annotated[float, AtLeast(0)] = 0.125
     """Exploration: U = c sqrt(sum N) / (1 + N). Paper: 0.125."""
-
-    def __post_init__(self) -> None:
-        if self.num_searches < 1 or self.length < 1 or not (0 < self.alpha <= 1 and 0 < self.beta <= 1 and self.c_puct >= 0):
-            raise ConfigError(
-                f"OmegaPRM with {self}; expected counts of at least 1, alpha and beta in (0, 1], c_puct at least 0"
-            )
 
 
 async def omega_prm(labeller: Labeller, config: OmegaConfig) -> list[StepRow]:

@@ -1,14 +1,15 @@
-"""What a round of a run searches: given, imagined and unlabelled questions; none of them is answered for the gate or the test.
+"""What a round searches: given, imagined and unlabelled questions; none of them is answered for the gate or the test.
 
 Given questions are compared with the held-out and test questions word by word, new ones by their n-grams
 (`trainers.questions.imagine.overlap`).
 """
 
 from dataclasses import replace
+from typing import Any
 
 from llm_mcts.errors import DataError
 from llm_mcts.policy import LMPolicy
-from llm_mcts.runs.directory import RoundDirectory, RunDirectory
+from llm_mcts.runs.directory import Journal, RoundDirectory, RunDirectory
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tasks.base import require_answers
@@ -18,7 +19,7 @@ from llm_mcts.types import Problem
 from trainers.loop.config import SelfImproveConfig
 from trainers.loop.replay import pass_rates
 from trainers.questions.curriculum import Chosen, choose
-from trainers.questions.imagine.imagine import imagine_questions
+from trainers.questions.imagine.imagine import as_problems, candidates_of, imagine_questions
 from trainers.questions.imagine.overlap import OverlapIndex
 
 
@@ -34,7 +35,7 @@ class Questions:
         return self.task.load("train", self.config.train_questions * self.config.num_rounds)
 
     def refuse_known(self) -> None:
-        """Accuracy on questions that were learnt from would tell nothing.
+        """Check that no training question is evaluated: accuracy on questions that were trained on would tell nothing.
 
         Raises:
             DataError: a training question is a held-out or test question too.
@@ -60,17 +61,22 @@ class Questions:
         seed = derive_seed(self.config.seed, "questions", number)
         return choose(pool, rates, self.config.train_questions, self.config.curriculum, seed)
 
-    def imagined(self, here: RoundDirectory, number: int, parents: list[Problem], policy: LMPolicy | None) -> list[Chosen]:
-        """New questions made of `parents`, by rule or by `policy`, kept and refused ones in the round's journal."""
-        config = replace(self.config.imagine, max_candidates=self.config.imagined_questions or None)
+    def imagine(self, number: int, journal: Journal, policy: LMPolicy | None) -> None:
+        """Make new questions of a round's given ones, by rule or by `policy`; kept and refused ones go to the journal."""
+        config = replace(self.config.imagine, max_candidates=self.config.imagined_questions)
+        parents = [chosen.problem for chosen in self.given(number)]
         seed = derive_seed(self.config.seed, "imagine", number)
-        made = imagine_questions(parents, config, policy, self._kept_away(), self.pool, here.imagined, seed, self.reporter)
-        return [Chosen(problem, "imagined") for problem in made]
+        imagine_questions(parents, config, policy, self._kept_away(), self.pool, journal, seed, self.reporter)
+
+    def choose(self, number: int, imagined: Journal) -> list[Chosen]:
+        """What round `number` searches: given questions, those that were imagined, and unlabelled ones."""
+        made = as_problems(candidates_of(imagined.whole())) if self.config.imagined_questions else []
+        return [*self.given(number), *(Chosen(problem, "imagined") for problem in made), *self.unlabelled(number)]
 
     def unlabelled(self, number: int) -> list[Chosen]:
         """The next of the user's questions without answers, but those near a held-out or test question.
 
-        Answers that the file has all the same are not looked at.
+        Answers that the file has all the same are ignored.
         """
         if self.config.unlabelled is None:
             return []
@@ -104,3 +110,15 @@ class Questions:
 def _plain(question: str) -> str:
     """A text in lower case, with single blanks."""
     return " ".join(question.lower().split())
+
+
+def chosen_questions(files: RoundDirectory) -> list[Chosen]:
+    """The questions that a round searches, as its files have them."""
+    rows = files.questions.whole()
+    return [Chosen(Problem(row["id"], row["question"], row["gold"]), row["source"], row["pass_rate"]) for row in rows]
+
+
+def question_row(problem: Problem, source: str, pass_rate: float | None = None) -> dict[str, Any]:
+    """A question as a round's files have it."""
+    row = {"id": problem.id, "question": problem.question, "gold": problem.gold}
+    return {**row, "source": source, "pass_rate": pass_rate}

@@ -1,4 +1,4 @@
-"""The door for questions without a gold answer: what a search's solutions agree on, and its critics believe, is taken for it.
+"""Pseudo-labels for questions without a gold answer: what a search's solutions agree on, and its critics believe.
 
     answer a = argmax_a n_a, n_a whole solutions of the tree that state a;  taken if
     n_a / n >= min_vote,  mean critic score of a's solutions >= min_score,  n >= min_solutions
@@ -6,44 +6,36 @@
 n counts solutions without an answer too: a policy that does not come to an end does not know the answer. Rows are then made
 as if a were gold. AlphaLLM (arXiv 2404.12253) keeps a trajectory by its ORM alone; a vote is added here because a policy that
 trains on its own answers has no other check, and it is no proof: solutions of one tree share steps, so they err together.
-`door_accuracy` says on labelled questions how often the door is right; on imagined ones, which stray from what the policy
-knows, it is right less often than that.
+On imagined questions, which stray from what the policy knows, this filter is less precise than on labelled ones.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Annotated, Literal
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings, Within
 from llm_mcts.tree import Tree
 from llm_mcts.types import Trace
 
-Verdict = Literal[
+Reason = Literal[
     "agreed", "agreed by vote alone", "too few solutions", "no answer", "vote below min_vote", "score below min_score"
 ]
 
 
 @dataclass(frozen=True)
-class AgreementConfig:
+class AgreementConfig(Settings, section="agreement"):
     """When an answer is taken for gold."""
 
-    min_vote: float = 0.6
-    """Share of the whole solutions that have to state it, in (0, 1]."""
-    min_score: float = 0.6
-    """Mean score that the critics have to give these solutions, in [0, 1]; without critics the vote decides alone."""
-    min_solutions: int = 4
-    """Whole solutions that a tree has to hold, at least 1."""
+    min_vote: Annotated[float, Within(0, 1, open_low=True)] = 0.6
+    """Share of the whole solutions that have to state it."""
+    min_score: Annotated[float, Within(0, 1)] = 0.6
+    """Mean score that the critics have to give these solutions; without critics the vote decides alone."""
+    min_solutions: Annotated[int, AtLeast(1)] = 4
+    """Whole solutions that a tree must have."""
     distinct: bool = False
     """Count solutions of the same text once: a policy that repeats itself then has no more votes."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_vote <= 1 or not 0 <= self.min_score <= 1 or self.min_solutions < 1:
-            raise ConfigError(
-                f"agreement with min_vote={self.min_vote}, min_score={self.min_score}, min_solutions={self.min_solutions}; "
-                "expected min_vote in (0, 1], min_score in [0, 1], min_solutions >= 1"
-            )
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Agreed:
     """Share of the whole solutions that state the most frequent answer, in [0, 1]."""
     score: float | None
     """The critics' mean score of these, in [0, 1]; None without critics."""
-    reason: Verdict
+    reason: Reason
     """Why it is taken or refused."""
 
 

@@ -3,16 +3,16 @@
 A question's pass rate p is the share of right ones among the whole solutions of its latest search. What a search can teach
 is greatest where p (1 - p) is: questions that always succeed or never do give the policy and the critics nothing to tell apart.
 
-    n questions a round = revisit * n of earlier rounds with 0 < p < 1, greatest p (1 - p) first, + the next fresh ones
+    n questions a round = revisit * n of earlier rounds with 0 < p < 1, largest p (1 - p) first, + the next fresh ones
     where no fresh ones are left: further earlier ones, unsettled first, then never solved, then always solved
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.fields import Settings, Within
 from llm_mcts.seeding import derive_seed
 from llm_mcts.types import Problem
 
@@ -20,15 +20,11 @@ Source = Literal["train", "revisited", "imagined", "unlabelled"]
 
 
 @dataclass(frozen=True)
-class CurriculumConfig:
+class CurriculumConfig(Settings, section="curriculum"):
     """How much of a round goes to questions of earlier rounds."""
 
-    revisit: float = 0.0
-    """Share of a round's questions that were searched before and are not settled, in [0, 1]; 0: fresh ones, if any."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.revisit <= 1:
-            raise ConfigError(f"curriculum.revisit is {self.revisit}; expected a share within [0, 1]")
+    revisit: Annotated[float, Within(0, 1)] = 0.0
+    """Share of a round's questions that were searched before and are not settled; 0: fresh ones, if any."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,6 @@ def choose(pool: Sequence[Problem], rates: Mapping[str, PassRate], n: int, confi
 
 
 def _by_promise(problems: Sequence[Problem], rates: Mapping[str, PassRate], seed: int) -> list[Problem]:
-    """Greatest p (1 - p) first; of the settled ones those never solved before those always solved."""
+    """Largest p (1 - p) first; of the settled ones those never solved before those always solved."""
     drawn = {p.id: random.Random(derive_seed(seed, p.id, "curriculum")).random() for p in problems}
     return sorted(problems, key=lambda p: (-rates[p.id].information, rates[p.id].value, drawn[p.id]))

@@ -34,7 +34,7 @@ from trainers.critic.generative import (
 )
 from trainers.data.rows import SolutionRow, StepRow, VerdictRow
 from trainers.fit.fit import TrainCall, TrainConfig
-from trainers.labels.rationales import arithmetic_rationale, model_rationales
+from trainers.labels.rationales import RationalesConfig, arithmetic_rationale, model_rationales
 
 QUESTION = "Ann has 5 apples and buys 3 more. How many?"
 RIGHT = VerdictRow("p", QUESTION, ("Ann has 5 + 3 = 8 apples.", "#### 8"), True)
@@ -194,7 +194,8 @@ def test_critiques_by_a_model_are_kept_when_their_verdict_is_the_label() -> None
         [("fine.", "stop"), ("bad.", "stop"), ("fine", "length")], [("fine.", "stop"), ("bad.", "stop"), ("", "stop")]
     )
     rows = [RIGHT, WRONG, VerdictRow("q", "Another?", ("1",), True)]
-    kept, refused = asyncio.run(model_rationales(rows, {QUESTION: "5 + 3 = 8\n#### 8"}, engine, PLAIN, per_row=3))  # type: ignore[arg-type]
+    references, config = {QUESTION: "5 + 3 = 8\n#### 8"}, RationalesConfig(per_row=3)
+    kept, refused = asyncio.run(model_rationales(rows, references, engine, PLAIN, config))  # type: ignore[arg-type]
     assert [(row.steps, row.right, row.rationale) for row in kept] == [
         (RIGHT.steps, True, "fine."),
         (WRONG.steps, False, "bad."),

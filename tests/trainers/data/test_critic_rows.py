@@ -226,6 +226,13 @@ def test_a_row_of_a_users_own() -> None:
     assert row_from_dict({"question": "q", "steps": ["a"], "labels": [None]}) == StepRow("", "q", ("a",), (None,))
 
 
+def test_rows_have_a_format_version() -> None:
+    written = row_to_dict(SolutionRow("p", "q", ("a",), 0.0))
+    assert written == {"version": 1, "problem": "p", "question": "q", "steps": ("a",), "label": 0.0}
+    with pytest.raises(DataError, match="row with format version 2; expected 1"):
+        row_from_dict({**written, "version": 2})
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

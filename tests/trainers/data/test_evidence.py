@@ -21,6 +21,8 @@ from trainers.data.critic_rows import critic_rows, distance, each_node_once, out
 from trainers.data.evidence import Evidence
 from trainers.data.objectives import CriticLossConfig, OutcomeObjective, StepObjective, ValueObjective
 from trainers.data.rows import PairRow, Row, SolutionRow, TreeRow, row_from_dict, row_to_dict
+from trainers.loop.replay import trajectories
+from trainers.policy.registry import policy_rows
 
 PROBLEM = Problem("p1", "How many?", "8")
 
@@ -133,6 +135,48 @@ def test_step_pairs_by_hand(tree: Tree) -> None:
         PairRow("p1", "How many?", ("a", "#### 8"), ("a", "b", "#### 7")),
     ]
     assert rows(tree, "prm", PPM, pairs_per_question=1) == found[:1]
+
+
+def test_step_pairs_behind_the_most_visited_prefix_come_first(tree: Tree) -> None:
+    """A right and a wrong step more behind "a" and "c"; "c" comes first in the tree, but has fewer visits."""
+    tree.root.children.reverse()
+    a, c = (next(node for node in tree.root.children if node.step.text == text) for text in "ac")
+    for parent, text, q, answer in (
+        (c, "good", 0.8, "#### 8"),
+        (c, "bad", 0.1, "#### 9"),
+        (a, "fine", 0.9, "#### 8"),
+        (a, "poor", 0.2, "#### 9"),
+    ):
+        node = add(tree, parent, text, 1, q)
+        tree.rollouts.append((node, tree.state(node).then(step(answer)), None))
+    pairs = [(row.chosen, row.rejected) for row in rows(tree, "prm", PPM, pairs_per_question=99) if isinstance(row, PairRow)]
+    by_parent = [better[:-1] for better, _ in pairs if not better[-1].startswith("####")]
+    assert list(dict.fromkeys(by_parent)) == [(), ("a",), ("c",)]  # 10, 6 and 3 visits
+    assert (("a", "fine"), ("a", "poor")) in pairs and (("c", "good"), ("c", "bad")) in pairs
+
+
+class Counting(Task):
+    """Counts the solutions that it marks."""
+
+    def __init__(self) -> None:
+        self.marked: list[str] = []
+
+    def check(self, solution_text: str, gold: str) -> bool:
+        self.marked.append(solution_text)
+        return super().check(solution_text, gold)
+
+
+def test_each_distinct_solution_is_marked_once_for_all_rows(tree: Tree) -> None:
+    tree.rollouts.append((tree.root, tree.state(tree.root).then(step("a"), step("#### 8")), 0.4))  # found in the tree too
+    tree.rollouts.append((tree.root, tree.state(tree.root).then(Step("lost", terminal=True)), 0.0))
+    task = Counting()
+    evidence = Evidence.of(tree, PROBLEM, task)
+    for method in ("sft", "weighted", "distill", "dpo", "joint"):
+        policy_rows(method, evidence, RowsConfig())
+    for losses in (CriticLossConfig(), TREE_Q, TD, PPM, PAIRS):
+        critic_rows(evidence, RowsConfig(), losses)
+    trajectories(evidence, 1, "policy", "train")
+    assert sorted(task.marked) == ["a\n#### 8", "a\nb\n#### 7", "c\n#### 9", "d\nf\n#### 8"]
 
 
 def wide(*siblings: tuple[str, float, bool, bool]) -> Tree:

@@ -195,6 +195,15 @@ def test_ends_without_an_answer_are_not_learnt(tree: Tree) -> None:
     assert rows[0].targets == pytest.approx((0.6, 0.3, 0.1))
 
 
+def test_a_step_that_another_node_continues_is_no_end(tree: Tree) -> None:
+    """The same text ended a solution without an answer once, and was continued once: it may be learnt."""
+    add(tree, tree.root, Step("d", terminal=True), 2, 0.0, 0.25)
+    rows, _ = targets(tree)
+    # N: a 6, c 3, d 1 + 2, whose node with the roll-out goes on.
+    assert rows[0].actions == ("a", "c", "d")
+    assert rows[0].targets == pytest.approx((6 / 12, 3 / 12, 3 / 12))
+
+
 def test_nodes_of_equal_steps_count_together(tree: Tree) -> None:
     other = add(tree, tree.root, "c", 2, 1.2, 0.5)
     add(tree, other, "e", 2, 1.2)

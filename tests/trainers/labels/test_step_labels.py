@@ -138,9 +138,9 @@ def test_a_question_without_an_answer_has_no_labels() -> None:
         Labeller(KnownPolicy({}), ArithTask(), Problem("p", "?"))
     with pytest.raises(ConfigError, match="0 completions"):
         labeller(KnownPolicy({}), 0)
-    for values in ({"num_searches": 0}, {"alpha": 0.0}, {"beta": 1.5}, {"c_puct": -1.0}):
-        with pytest.raises(ConfigError):
-            OmegaConfig(**values)  # type: ignore[arg-type]
+    for name, value in {"num_searches": 0, "alpha": 0.0, "beta": 1.5, "length": 0, "c_puct": -1.0}.items():
+        with pytest.raises(ConfigError, match=rf"omega\.{name} is {value}; expected a"):
+            OmegaConfig(**{name: value})  # type: ignore[arg-type]
 
 
 def test_planted_errors_are_wrong_from_the_planted_line_on() -> None:

@@ -11,42 +11,45 @@ import pytest
 from llm_mcts.config import load_config
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.engines.scripted import ScriptedEngine
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import ConfigError, DataError, ModelError
 from llm_mcts.runner import Record
 from llm_mcts.runs.directory import RunDirectory
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.settings import CriticsConfig, SolverConfig
 from llm_mcts.tasks import get_task
 from llm_mcts.types import Problem
-from trainers.loop.self_improve import SelfImproveConfig, _Loop, self_improve
+from trainers.loop.self_improve import Loop, SelfImproveConfig, self_improve
+from trainers.loop.solvers import LoadedSolver
+from trainers.loop.stages import Round, Stage, StageRunner
 
 
-def loop(tmp_path: Path, before: dict[str, str], after: dict[str, str], tolerance: float = 0.1) -> _Loop:
-    """A loop of one round whose evaluations are given as marks, "+" right and "-" wrong, by method."""
+def evaluated(
+    tmp_path: Path, before: dict[str, str], after: dict[str, str], tolerance: float = 0.1
+) -> tuple[Loop, Round, Round]:
+    """A loop, its start and its one round, whose evaluations are given as marks, "+" right and "-" wrong, by method."""
     settings = {"num_rounds": 1, "eval_questions": 10, "gate": {"tolerance": tolerance}}
     directory = RunDirectory(tmp_path)
     for number, marks in enumerate((before, after)):
         for label, row in marks.items():
             records = [Record(str(i), "1", mark == "+").to_dict() for i, mark in enumerate(row)]
             directory.round(number).evaluation(label).write(records)
-    return _Loop(load_config(SelfImproveConfig, settings), directory, Reporter(quiet=True))
+    start, first = (Round(number, directory.round(number), SolverConfig()) for number in (0, 1))
+    return Loop(load_config(SelfImproveConfig, settings), directory, Reporter(quiet=True)), start, first
 
 
-def test_the_gate_compares_a_round_with_what_stands(tmp_path: Path) -> None:
-    made = loop(tmp_path, {"greedy": "++--", "mcts": "++--"}, {"greedy": "+---", "mcts": "+---"})
-    start, first = made.directory.round(0), made.directory.round(1)
-    assert made._gate(start, first).accepted is False
-    noted = first.metric("gate")
+def test_the_gate_compares_a_round_with_the_incumbent(tmp_path: Path) -> None:
+    loop, start, first = evaluated(tmp_path, {"greedy": "++--", "mcts": "++--"}, {"greedy": "+---", "mcts": "+---"})
+    assert loop.gate(start, first).accepted is False
+    noted = first.files.metric("gate")
     assert noted is not None
     assert (noted["accepted"], noted["changes"]["greedy"]["lost"]) == (False, 1)
 
 
-def test_a_verdict_stands_when_the_run_goes_on(tmp_path: Path) -> None:
-    made = loop(tmp_path, {"greedy": "+-", "mcts": "+-"}, {"greedy": "++", "mcts": "++"})
-    start, first = made.directory.round(0), made.directory.round(1)
-    assert made._gate(start, first).accepted is True
-    first.evaluation("greedy").path.unlink()  # not looked at again
-    assert made._gate(start, first).accepted is True
+def test_the_gate_decides_once(tmp_path: Path) -> None:
+    loop, start, first = evaluated(tmp_path, {"greedy": "+-", "mcts": "+-"}, {"greedy": "++", "mcts": "++"})
+    assert loop.gate(start, first).accepted is True
+    first.files.evaluation("greedy").path.unlink()  # not read again
+    assert loop.gate(start, first).accepted is True
 
 
 def test_settings_that_new_critics_would_contradict_are_refused() -> None:
@@ -55,6 +58,31 @@ def test_settings_that_new_critics_would_contradict_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"critics\.rollouts is 4"):
         SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)))
     SelfImproveConfig(solver=SolverConfig(critics=CriticsConfig(rollouts=4)), critics=("orm",))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"num_rounds": 0}, "num_rounds is 0; expected a whole number >= 1"),
+        ({"train_questions": 0}, "train_questions is 0; expected a whole number >= 1"),
+        ({"eval_questions": 0}, "eval_questions is 0; expected a whole number >= 1"),
+        ({"unlabelled_questions": 0}, "unlabelled_questions is 0; expected a whole number >= 1"),
+        ({"imagined_questions": -1}, "imagined_questions is -1; expected a whole number >= 0"),
+        ({"test_questions": -1}, "test_questions is -1; expected a whole number >= 0"),
+        ({"concurrency": 0}, "concurrency is 0; expected a whole number >= 1"),
+        ({"critics": ("judge",)}, r"critics is \('judge',\); expected a list of value or prm or orm"),
+        ({"methods": {}}, "methods is empty"),
+    ],
+)
+def test_settings_are_checked(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SelfImproveConfig(**bad)
+
+
+def test_a_shared_trunk_is_a_setting_of_critics_alone() -> None:
+    assert load_config(SelfImproveConfig, {"value": {"trunk": True}}).value.trunk
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'policy\.trunk'"):
+        load_config(SelfImproveConfig, {"policy": {"trunk": True}})
 
 
 # Objectives of the critics
@@ -141,9 +169,7 @@ class Engine(ScriptedEngine):
 
 
 @pytest.mark.parametrize("swaps", [True, False])
-def test_the_next_rounds_policy_is_swapped_in_or_the_former_engine_closed(
-    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_rounds_policy_is_swapped_in_or_the_former_engine_closed(swaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Engine] = []
 
     def build(config: object) -> Engine:
@@ -151,18 +177,106 @@ def test_the_next_rounds_policy_is_swapped_in_or_the_former_engine_closed(
         return made[-1]
 
     monkeypatch.setattr("llm_mcts.solver.build_engine", build)
-    one = loop(tmp_path, {}, {})
+    loaded = LoadedSolver()
     first, second = SolverConfig(), replace(SolverConfig(), engine=EngineConfig("folder"))
-    one._solver(first)
-    one._solver(first)
-    solver = one._solver(second)
+    assert loaded.of(first) is loaded.of(first)
+    solver = loaded.of(second)
     assert solver.config == second
-    one.close()
+    loaded.close()
     if swaps:
         assert len(made) == 1
         assert (made[0].swapped, made[0].closed) == (["folder"], 1)
     else:
         assert [engine.closed for engine in made] == [1, 1]
+
+
+def test_another_model_imagines_without_critics_and_rollout_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def build(config: EngineConfig) -> Engine:
+        loaded.append(config.model)
+        return Engine(swaps=False)
+
+    def critic(*_: object) -> None:
+        pytest.fail("a critic was loaded")
+
+    monkeypatch.setattr("llm_mcts.solver.build_engine", build)
+    monkeypatch.setattr("critics.assemble.configured.configured_critic", critic)
+    settings = {
+        **SMALL,
+        "imagined_questions": 2,
+        "imagine": {"kinds": ["rephrase"], "model": "writer"},
+        "solver": {"critics": {"value": "models/value"}, "rollout_model": "small"},
+    }
+    config = load_config(SelfImproveConfig, settings)
+    directory = RunDirectory(tmp_path)
+    loop = Loop(config, directory, Reporter(quiet=True))
+    current = Round(1, directory.round(1), config.solver)
+    noted = loop.once(loop.stages()[0], current)
+    assert loaded == ["writer"]
+    assert noted["candidates"] == {"rephrase": 2} and len(current.files.imagined.whole()) == 2
+
+
+def test_a_round_does_its_stages_in_order_and_each_once(tmp_path: Path) -> None:
+    settings = {**SMALL, "imagined_questions": 2, "critics": ["orm", "value"]}
+    directory = RunDirectory(tmp_path)
+    stages = Loop(load_config(SelfImproveConfig, settings), directory, Reporter(quiet=True)).stages()
+    names = ["imagine", "questions", "search", "rows", "value", "orm", "policy", "evaluate"]
+    assert [stage.name for stage in stages] == names
+    assert [stage.name for stage in stages if stage.together] == ["value", "orm", "policy"]
+    done: list[int] = []
+
+    def work(current: Round) -> dict[str, Any]:
+        done.append(current.number)
+        return {"searched": 7}
+
+    said: list[str] = []
+
+    class Notes(Reporter):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    runner, current = StageRunner(Notes(quiet=True)), Round(3, directory.round(3), SolverConfig())
+    stage = Stage("search", work, lambda facts: f"searched {facts['searched']}")
+    first, again = runner.once(stage, current), runner.once(stage, current)
+    assert (first["searched"], again["searched"], again["stage"]) == (7, 7, "search")
+    assert (done, said) == ([3], ["round_003 searched 7"])
+
+
+def test_a_waiting_process_reads_the_first_ones_note_and_takes_part_in_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    done: list[str] = []
+    runner, current = StageRunner(Reporter(quiet=True)), Round(1, RunDirectory(tmp_path).round(1), SolverConfig())
+
+    def first_process(seconds: float) -> None:
+        current.files.note("search", {"questions": 5})
+
+    monkeypatch.setattr("trainers.loop.stages.time.sleep", first_process)
+    waited = runner.once(Stage("search", lambda _: {"never": 1}), current)
+    assert waited["questions"] == 5
+
+    def train(_: Round) -> dict[str, Any]:
+        done.append("policy")
+        return {"rows": 2}
+
+    runner.once(Stage("policy", train, together=True), current)
+    assert done == ["policy"] and current.files.metric("policy") is None  # the first process notes it
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    with pytest.raises(ModelError, match="the launcher of this process is gone"):
+        runner.once(Stage("rows", lambda _: {}), current)
+
+
+def test_unlabelled_questions_come_so_many_a_round(tmp_path: Path) -> None:
+    problems = get_task("arith", level="easy").load("train", 30)[20:]
+    file = lines(tmp_path / "unlabelled.jsonl", problems)
+    overlap = {"mask_numbers": False, "threshold": 1.0}
+    settings = {**SMALL, "unlabelled": str(file), "unlabelled_questions": 4, "imagine": {"overlap": overlap}}
+    loop = Loop(load_config(SelfImproveConfig, settings), RunDirectory(tmp_path), Reporter(quiet=True))
+    rounds = [[chosen.problem.question for chosen in loop.questions.unlabelled(number)] for number in (1, 2, 3, 4)]
+    texts = [problem.question for problem in problems]
+    assert rounds == [texts[:4], texts[4:8], texts[8:], []]
 
 
 def test_servers_with_fixed_weights_are_refused() -> None:

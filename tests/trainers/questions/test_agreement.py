@@ -88,5 +88,6 @@ def test_rows_are_made_as_if_the_answer_were_gold() -> None:
 
 @pytest.mark.parametrize("bad", [{"min_vote": 0.0}, {"min_vote": 1.1}, {"min_score": -0.1}, {"min_solutions": 0}])
 def test_settings_are_checked(bad: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="agreement with"):
+    ((name, value),) = bad.items()
+    with pytest.raises(ConfigError, match=rf"agreement\.{name} is {value}; expected a"):
         AgreementConfig(**bad)  # type: ignore[arg-type]

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.policy import LMPolicy
 from llm_mcts.runs.directory import Journal
 from llm_mcts.runs.job import open_job
@@ -23,7 +24,7 @@ from trainers.questions.imagine.imagine import ImagineConfig, counts, held_out_q
 
 
 @dataclass(frozen=True)
-class ImagineTaskConfig:
+class ImagineTaskConfig(Settings):
     """Which task's questions new ones are made from, and how."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -32,23 +33,20 @@ class ImagineTaskConfig:
     imagine: ImagineConfig = field(default_factory=ImagineConfig)
     split: str = "train"
     """Split of the task that they are made from; never test."""
-    num_questions: int = 200
-    """How many of its questions, at least 1."""
+    num_questions: Annotated[int, AtLeast(1)] = 200
+    """How many of its questions."""
     held_out: tuple[str, ...] = ("dev", "test")
     """Splits whose questions nothing imagined may be near. Only their texts are read. Empty: nothing is kept out, for a
     file of your own without held-out questions."""
-    num_held_out: int | None = None
-    """Questions of each held-out split, as many as are evaluated, at least 1; None: all (arith: 200)."""
+    num_held_out: Annotated[int, AtLeast(1)] | None = None
+    """Questions of each held-out split, as many as are evaluated; None: all (arith: 200)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.split == "test" or self.split in self.held_out:
             raise ConfigError(
                 f"split is '{self.split}' and held_out is {list(self.held_out)}; expected train, and held-out others"
-            )
-        if self.num_questions < 1 or (self.num_held_out is not None and self.num_held_out < 1):
-            raise ConfigError(
-                f"num_questions is {self.num_questions} and num_held_out {self.num_held_out}; expected at least 1"
             )
 
 

@@ -6,7 +6,7 @@ backward  one number is hidden, the answer told, the number asked for (FOBAR), b
 rephrase  the same problem in other words, by a model; all its numbers have to be there still
 evolve    a harder problem, by a model (Evol-Instruct, arXiv 2304.12244, and WizardMath, arXiv 2308.09583, at one step)
 
-Everything else has no gold answer: `agreement` decides what a search's trees are worth. A candidate is refused,
+Everything else has no gold answer: `agreement` decides whether a search's trees are used. A candidate is refused,
 with its reason, if it is near a held-out question or a duplicate of a known one (`overlap`). MetaMath asks GPT-3.5
 and checks rephrased questions against the old answer; here another model can be named, and the vote decides.
 """
@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from llm_mcts.concurrency import gather_all
 from llm_mcts.engines.base import Request
 from llm_mcts.errors import ConfigError, EngineError, QuestionError
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import Rewriting, read_question
 from llm_mcts.runner import Record
@@ -34,8 +35,8 @@ from trainers.questions.imagine.overlap import OverlapConfig, OverlapIndex, numb
 from trainers.questions.imagine.renumber import Changes, NumbersConfig, change_numbers, hide_number
 from trainers.questions.imagine.rework import makes_sense
 
-Kind = Literal["numbers", "backward", "rephrase", "evolve"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Recipe = Literal["numbers", "backward", "rephrase", "evolve"]
+RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 WRITTEN: tuple[Rewriting, ...] = get_args(Rewriting)
 """The kinds that a model writes."""
 
@@ -47,42 +48,36 @@ TOO_LONG = "too long for the model's context"
 FAILED = "the model failed"
 DUPLICATE = "duplicate of a known question"
 HELD_OUT = "near a held-out question"
+MAX_CHARACTERS = 1000
+"""Of a question that a model wrote; a longer one is refused."""
 
 
 @dataclass(frozen=True)
-class ImagineConfig:
+class ImagineConfig(Settings, section="imagine"):
     """Which questions are imagined."""
 
-    kinds: tuple[Kind, ...] = ("numbers",)
-    """Any of numbers, backward (by rule), rephrase, evolve (written by a model)."""
-    per_question: int = 1
-    """Candidates of each kind made from each question, at least 1."""
-    max_candidates: int | None = None
-    """Candidates made at most in all, in the questions' order, at least 1; None: per_question of each kind of each."""
+    kinds: tuple[Recipe, ...] = ("numbers",)
+    """Any of numbers, backward (by rule), rephrase, evolve (written by a model), each once."""
+    per_question: Annotated[int, AtLeast(1)] = 1
+    """Candidates of each kind made from each question."""
+    max_candidates: Annotated[int, AtLeast(1)] | None = None
+    """Most candidates in all, in the questions' order; None: per_question of each kind of each."""
     numbers: NumbersConfig = field(default_factory=NumbersConfig)
     model: str | None = None
     """Model (folder or hub id) that writes rephrased and evolved questions; None: the policy does. MetaMath: GPT-3.5."""
-    temperature: float = 0.7
-    """Of that model's sampling, at least 0. MetaMath: 0.7."""
-    max_tokens: int = 256
-    """Longest text of that model, in tokens, at least 1; a longer one is refused."""
-    max_characters: int = 1000
-    """Longest question, in characters, at least 1; a longer one is refused."""
+    temperature: Annotated[float, AtLeast(0)] = 0.7
+    """Of that model's sampling. MetaMath: 0.7."""
+    max_tokens: Annotated[int, AtLeast(1)] = 256
+    """Longest text of that model, in tokens; a longer one is refused."""
     overlap: OverlapConfig = field(default_factory=OverlapConfig)
     """When a candidate is too near to other questions."""
-    concurrency: int = 64
-    """Candidates that a model writes at once, at least 1."""
+    concurrency: Annotated[int, AtLeast(1)] = 64
+    """Candidates that a model writes at once."""
 
     def __post_init__(self) -> None:
-        if not self.kinds or set(self.kinds) - set(KINDS) or len(set(self.kinds)) < len(self.kinds):
-            raise ConfigError(f"imagine.kinds is {list(self.kinds)}; expected any of {', '.join(KINDS)}, each once")
-        for name in ("per_question", "max_tokens", "max_characters", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"imagine.{name} is {getattr(self, name)}; expected at least 1")
-        if self.max_candidates is not None and self.max_candidates < 1:
-            raise ConfigError(f"imagine.max_candidates is {self.max_candidates}; expected at least 1, or none")
-        if self.temperature < 0:
-            raise ConfigError(f"imagine.temperature is {self.temperature}; expected at least 0")
+        super().__post_init__()
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ConfigError(f"imagine.kinds is {list(self.kinds)}; expected any of {', '.join(RECIPES)}, each once")
 
     @property
     def asks_a_model(self) -> bool:
@@ -106,7 +101,7 @@ class Candidate:
     gold: str | None = None
     """Its answer where that is known by construction: of backward questions."""
     overlap: float = 0.0
-    """The greatest share of n-grams in common with a held-out question, in [0, 1]."""
+    """The largest share of n-grams in common with a held-out question, in [0, 1]."""
     usage: dict[str, Any] | None = None
     """What the model's call cost; None for one made by rule."""
 
@@ -134,13 +129,13 @@ def imagine_questions(
 ) -> list[Problem]:
     """The kept ones of `imagine`, for callers without an event loop; a record a candidate goes to the journal.
 
-    A journal that was cut is gone on with, and ends as it would have without the cut.
+    A journal that was cut is resumed, and ends as it would have without the cut.
 
     Raises:
         ConfigError: a kind needs a model and there is no policy.
     """
     reporter = reporter or Reporter(quiet=True)
-    done = [Candidate(**record) for record in journal.read()]
+    done = candidates_of(journal.read())
     if journal.complete:
         return as_problems(done)
     with reporter.stage("imagine", len(_planned(problems, config)) - len(done)) as progress:
@@ -152,6 +147,11 @@ def imagine_questions(
         candidates = asyncio.run(imagine(problems, config, policy, held_out, known, seed, done, record))
     journal.finish()
     return as_problems(candidates)
+
+
+def candidates_of(records: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    """A journal's records as candidates."""
+    return [Candidate(**record) for record in records]
 
 
 def as_problems(candidates: Sequence[Candidate]) -> list[Problem]:
@@ -196,7 +196,7 @@ async def imagine(
         known: further questions that nothing may repeat; `problems` and what was kept before count as well.
         seed: same seed, same questions, whatever `config.concurrency` is.
         done: candidates that a cut run left, the first ones in order.
-        on_done: told of each further candidate, in order.
+        on_done: called with each further candidate, in order.
 
     Raises:
         ConfigError: a kind needs a model and there is no policy.
@@ -221,7 +221,7 @@ class _Plan:
     """A candidate to be made."""
 
     problem: Problem
-    kind: Kind
+    kind: Recipe
     index: int
 
     @property
@@ -267,7 +267,7 @@ def _sense(problem: Problem) -> Callable[[Changes], bool]:
 async def _written(plan: _Plan, kind: Rewriting, config: ImagineConfig, policy: LMPolicy, seed: int) -> tuple[str, str | None]:
     """What the model wrote, and why it is refused."""
     old = plan.problem.question
-    # Only a chat says when it is done; a continued text goes on with problems of its own.
+    # Only a chat says when it is done; a plain text continues with problems of its own.
     stop = () if policy.prompt.config.style == "chat" else ("\n",)
     drawn = derive_seed(seed, kind, old, plan.index)
     request = Request(policy.prompt.rewriting(old, kind), 1, config.max_tokens, config.temperature, stop, drawn)
@@ -277,7 +277,7 @@ async def _written(plan: _Plan, kind: Rewriting, config: ImagineConfig, policy: 
         return "", TOO_LONG
     except EngineError as error:
         return "", f"{FAILED}: {error}"
-    question = None if reply.finish_reason == "length" else read_question(reply.text, config.max_characters)
+    question = None if reply.finish_reason == "length" else read_question(reply.text, MAX_CHARACTERS)
     if question is None:
         return reply.text.strip(), UNPARSABLE
     if kind == "rephrase" and numbers_of(question) != numbers_of(old):

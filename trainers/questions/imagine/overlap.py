@@ -27,8 +27,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Annotated
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings, Within
 
 _WORD = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|[^\W\d_]+(?:['’][^\W\d_]+)?")
 _NUMBER = "#"
@@ -41,30 +42,23 @@ _NAMED |= {word: str(10 * i) for i, word in enumerate(_TENS.split(), 2)}
 
 
 @dataclass(frozen=True)
-class OverlapConfig:
+class OverlapConfig(Settings, section="overlap"):
     """When a question is too near to others."""
 
-    ngram: int = 4
-    """Words that are compared at once, at least 1."""
-    threshold: float = 0.5
-    """Share of common n-grams from which on a question is near a held-out one; in (0, 1]."""
+    ngram: Annotated[int, AtLeast(1)] = 4
+    """Words per n-gram."""
+    threshold: Annotated[float, Within(0, 1, open_low=True)] = 0.5
+    """Share of common n-grams from which on a question is near a held-out one."""
     mask_numbers: bool = True
     """Against held-out questions, take all numbers for the same: a story with other numbers is then near. Turn it off for
     questions from templates (arith), whose stories all are in the held-out set."""
-    duplicate: float = 0.8
-    """Share of common n-grams from which on a question with the very same numbers is a duplicate of a known one; in (0, 1].
-    One with other numbers never is."""
-
-    def __post_init__(self) -> None:
-        if self.ngram < 1 or not 0 < self.threshold <= 1 or not 0 < self.duplicate <= 1:
-            raise ConfigError(
-                f"overlap with ngram={self.ngram}, threshold={self.threshold}, duplicate={self.duplicate}; "
-                "expected ngram >= 1, threshold and duplicate in (0, 1]"
-            )
+    duplicate: Annotated[float, Within(0, 1, open_low=True)] = 0.8
+    """Share of common n-grams from which on a question with the very same numbers is a duplicate of a known one. One with
+    other numbers never is."""
 
 
 class OverlapIndex:
-    """Questions by the n-grams they hold: the nearest of thousands is found without comparing with each."""
+    """Questions by their n-grams: the nearest of thousands is found without comparing with each."""
 
     def __init__(self, questions: Iterable[str], ngram: int = 4, mask_numbers: bool = True, same_numbers: bool = False) -> None:
         """`same_numbers`: only questions with the very same numbers are compared, however many there are of others."""
@@ -90,7 +84,7 @@ class OverlapIndex:
             self._twins.setdefault(outline, len(self._sizes) - 1)
 
     def nearest(self, question: str) -> tuple[float, int | None]:
-        """The greatest share that `question` has in common with one question, and that one's place; (0.0, None): none."""
+        """The largest share that `question` has in common with one question, and that one's place; (0.0, None): none."""
         if (twin := self._twins.get(_outline(question))) is not None:
             return 1.0, twin
         grams = self._grams(question)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil, floor, inf, lcm
+from typing import Annotated
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.fields import Above, AtLeast, Settings, Within
 from llm_mcts.tasks.answers import format_number, parse_number
 
 Changes = dict[Fraction, Fraction]
@@ -64,22 +65,15 @@ _FRACTION = re.compile(r"\b\d+/(\d{1,2})\b")
 
 
 @dataclass(frozen=True)
-class NumbersConfig:
+class NumbersConfig(Settings, section="numbers"):
     """How numbers are changed."""
 
-    low: float = 0.5
-    """A new number is at least this times the old one; in (0, 1)."""
-    high: float = 2.0
-    """A new number is at most this times the old one; above 1."""
-    draws: int = 50
-    """Sets of new numbers drawn a question, the best of which is taken; at least 1."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low < 1 or not 1 < self.high < inf or self.draws < 1:
-            raise ConfigError(
-                f"numbers with low={self.low}, high={self.high}, draws={self.draws}; expected low in (0, 1), high above 1, "
-                "draws >= 1"
-            )
+    low: Annotated[float, Within(0, 1, open_low=True, open_high=True)] = 0.5
+    """A new number is at least this times the old one."""
+    high: Annotated[float, Above(1)] = 2.0
+    """A new number is at most this times the old one."""
+    draws: Annotated[int, AtLeast(1)] = 50
+    """Sets of new numbers drawn per question, the best of which is taken."""
 
 
 @dataclass(frozen=True)

@@ -85,5 +85,6 @@ def test_shares_are_shares_of_any_text(a: str, b: str) -> None:
 
 @pytest.mark.parametrize("bad", [{"ngram": 0}, {"threshold": 0.0}, {"threshold": 1.1}, {"duplicate": 0.0}])
 def test_settings_are_checked(bad: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="overlap with"):
+    ((name, value),) = bad.items()
+    with pytest.raises(ConfigError, match=rf"overlap\.{name} is {value}; expected a"):
         OverlapConfig(**bad)

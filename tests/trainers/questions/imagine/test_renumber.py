@@ -196,5 +196,6 @@ def test_backward_answers_hold_by_arithmetic(level: str) -> None:
 
 @pytest.mark.parametrize("bad", [{"low": 0.0}, {"low": 1.0}, {"high": 1.0}, {"draws": 0}])
 def test_settings_are_checked(bad: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="numbers with"):
+    ((name, value),) = bad.items()
+    with pytest.raises(ConfigError, match=rf"numbers\.{name} is {value}; expected a"):
         NumbersConfig(**bad)  # type: ignore[arg-type]
