@@ -24,7 +24,7 @@ from critics.model.model import CriticModel
 from critics.model.surprisal import Running, solution_features, surprisals
 from critics.scoring.memo import Memo
 from llm_mcts.engines.transformers.batching import BatchedModel
-from llm_mcts.engines.transformers.waves import Count
+from llm_mcts.engines.transformers.joining import Count
 from llm_mcts.errors import ConfigError, QuestionError, suggest
 from llm_mcts.prompts import Encoder
 from llm_mcts.types import State, Usage, meter

@@ -4,8 +4,8 @@ ENDINGS = "llm_mcts/engines/endings.py"
 ENDINGS_TEST = "tests/llm_mcts/engines/test_endings.py"
 SAMPLING = "llm_mcts/engines/transformers/sampling.py"
 SAMPLING_TEST = "tests/llm_mcts/engines/transformers/test_drawing.py"
-WAVES = "llm_mcts/engines/transformers/waves.py"
-WAVES_TEST = "tests/llm_mcts/engines/transformers/test_waves.py"
+JOINING = "llm_mcts/engines/transformers/joining.py"
+JOINING_TEST = "tests/llm_mcts/engines/transformers/test_joining.py"
 BATCHING = "llm_mcts/engines/transformers/batching.py"
 BATCHING_TEST = (
     "tests/llm_mcts/engines/transformers/test_batching.py tests/llm_mcts/engines/transformers/test_transformers_engine.py"
@@ -45,13 +45,13 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (SAMPLING, "        p = p / p.sum()\n", "", SAMPLING_TEST),
     (SAMPLING, "p >= min_p * p[0]", "p >= min_p", SAMPLING_TEST),
     # What is computed together.
-    (WAVES, "enough = have + _WORTH_WAITING_FOR", "enough = _WORTH_WAITING_FOR", WAVES_TEST),
-    (WAVES, "len(tokens) >= enough and any(", "any(", WAVES_TEST),
-    (WAVES, "    waiting.extendleft(reversed(later))\n", "    waiting.extendleft(later)\n", WAVES_TEST),
-    (WAVES, "        room -= decodes\n", "", WAVES_TEST),
-    (WAVES, "(len(group) + 1) * width <= (", "len(group) * width <= (", WAVES_TEST),
-    (WAVES, " and entry.slot == group[-1].slot + 1", "", WAVES_TEST),
-    (WAVES, "at for at in self.wanted if at < self.have", "at for at in () if at < self.have", WAVES_TEST),
+    (JOINING, "enough = have + _WORTH_WAITING_FOR", "enough = _WORTH_WAITING_FOR", JOINING_TEST),
+    (JOINING, "len(tokens) >= enough and any(", "any(", JOINING_TEST),
+    (JOINING, "    waiting.extendleft(reversed(later))\n", "    waiting.extendleft(later)\n", JOINING_TEST),
+    (JOINING, "        room -= decodes\n", "", JOINING_TEST),
+    (JOINING, "(len(group) + 1) * width <= (", "len(group) * width <= (", JOINING_TEST),
+    (JOINING, " and entry.slot == group[-1].slot + 1", "", JOINING_TEST),
+    (JOINING, "at for at in self.wanted if at < self.have", "at for at in () if at < self.have", JOINING_TEST),
     (BATCHING, "            self.slots.copy_row(last, i, self.active[last].length)\n", "", BATCHING_TEST),
     (BATCHING, "entry.fresh.index(at) - first for at", "entry.fresh.index(at) for at", BATCHING_TEST),
     (BATCHING, "[row.random.random() for row in rows]", "[rows[0].random.random() for row in rows]", BATCHING_TEST),

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from llm_mcts.engines.base import Completion
 from llm_mcts.engines.endings import Continuation
+from llm_mcts.engines.transformers.joining import Count, Joining, Reading, Work, forwards, next_wave
 from llm_mcts.engines.transformers.kv_cache import PrefixTree, SlotCache, pad_right
 from llm_mcts.engines.transformers.sampling import sample
-from llm_mcts.engines.transformers.waves import Count, Joining, Reading, Work, forwards, next_wave
 
 # Tokens computed before the next decode step: readings hold up neither decoding nor a caller who leaves for long.
 _TURN_TOKENS = 4096

@@ -267,10 +267,10 @@ def test_an_incomplete_description_is_refused(saved: tuple[CriticModel, Path], k
 
 
 def test_heads_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="head.width is 0"):
+    with pytest.raises(ConfigError, match=r"head\.width is 0"):
         HeadConfig(width=0)
     for dropout in (-0.1, 1.0):
-        with pytest.raises(ConfigError, match="head.dropout is"):
+        with pytest.raises(ConfigError, match=r"head\.dropout is"):
             HeadConfig(dropout=dropout)
 
 

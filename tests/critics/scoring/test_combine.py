@@ -97,7 +97,7 @@ def test_no_critic_is_refused() -> None:
         WeightedCritic()
     with pytest.raises(ConfigError, match="no critic"):
         WeightedCritic(Fixed(0.5), weights=CriticWeights(value=0.0))
-    with pytest.raises(ConfigError, match="critics.value is -1"):
+    with pytest.raises(ConfigError, match=r"critics\.value is -1"):
         CriticWeights(value=-1.0)
 
 

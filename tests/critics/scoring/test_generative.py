@@ -149,7 +149,7 @@ def test_rationales_depend_on_seed_and_state_alone() -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     engine: Any = Table(lambda *_: 0.5)
-    with pytest.raises(ConfigError, match="verifier.rationales is -1"):
+    with pytest.raises(ConfigError, match=r"verifier\.rationales is -1"):
         VerifierConfig(-1)
     with pytest.raises(ConfigError, match="all alike"):
         VerifierConfig(2, 0.0)

@@ -8,8 +8,8 @@ import torch
 
 from llm_mcts.engines.base import Request
 from llm_mcts.engines.endings import Continuation, Endings
+from llm_mcts.engines.transformers.joining import Joining, Reading, Work, forwards, next_wave
 from llm_mcts.engines.transformers.kv_cache import PrefixTree
-from llm_mcts.engines.transformers.waves import Joining, Reading, Work, forwards, next_wave
 from llm_mcts.types import Usage
 
 
