@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llm_mcts.concurrency import gather_bounded
 from llm_mcts.config import load_config
 from llm_mcts.engines import build_engine
 from llm_mcts.engines.base import Engine
-from llm_mcts.errors import ConfigError, LLMMCTSError, QuestionError
+from llm_mcts.errors import ConfigError, LLMMCTSError, ModelError, QuestionError, exhausted
 from llm_mcts.models import EMBEDDED
 from llm_mcts.packages import refuse_shadows
 from llm_mcts.policy import LMPolicy
@@ -116,8 +117,16 @@ class Solver:
         }
         return cls(load_config(SolverConfig, source, overrides))
 
-    def solve(self, question: str, search: str | Mapping[str, Any] | None = None, tree: Tree | None = None) -> SearchResult:
-        """Search for the answer to one question; `search` replaces the configured one.
+    def solve(
+        self,
+        question: str,
+        search: str | Mapping[str, Any] | None = None,
+        *,
+        seed: int | None = None,
+        temperature: float | None = None,
+        tree: Tree | None = None,
+    ) -> SearchResult:
+        """Search for the answer to one question; `search`, `seed` and `temperature` replace the configured ones.
 
         A `tree` from an earlier search of the question is searched on, in place, until its budgets are used up in all: with
         the same search, seed and a greater budget it becomes the tree that the greater budget would have grown at once.
@@ -128,35 +137,48 @@ class Solver:
             QuestionError: the question is empty or too long.
             DataError: the tree is another question's.
         """
-        return self._run(self.asolve(question, search, tree=tree))
+        return self._run(self.asolve(question, search, seed=seed, temperature=temperature, tree=tree))
 
     def solve_batch(
-        self, questions: Sequence[str], search: str | Mapping[str, Any] | None = None
+        self,
+        questions: Sequence[str],
+        search: str | Mapping[str, Any] | None = None,
+        *,
+        seed: int | None = None,
+        temperature: float | None = None,
+        trees: Sequence[Tree | None] | None = None,
+        concurrency: int = 64,
     ) -> list[SearchResult | LLMMCTSError]:
-        """Solve many questions at once, in order; a question that fails yields its error in its place."""
+        """`solve` for many questions, `concurrency` at a time; results in order, for a question that fails its error.
 
-        async def one(question: str) -> SearchResult | LLMMCTSError:
+        Raises:
+            ConfigError, ModelError: they would hit every question; or there are not as many `trees` as questions.
+        """
+        if trees is not None and len(trees) != len(questions):
+            raise ConfigError(f"{len(trees)} trees for {len(questions)} questions; expected one each, or None in its place")
+
+        async def solve(asked: tuple[str, Tree | None]) -> SearchResult | LLMMCTSError:
+            question, tree = asked
             try:
-                return await self.asolve(question, search)
-            except ConfigError:
-                raise
+                return await self.asolve(question, search, seed=seed, temperature=temperature, tree=tree)
             except LLMMCTSError as error:
+                if isinstance(error, ConfigError | ModelError) or exhausted(error):
+                    raise  # it would hit every question
                 return error
 
-        async def every() -> list[SearchResult | LLMMCTSError]:
-            return list(await asyncio.gather(*map(one, questions)))
-
-        return self._run(every())
+        asked = list(zip(questions, trees or [None] * len(questions), strict=True))
+        return self._run(gather_bounded(solve, asked, concurrency))
 
     async def asolve(
         self,
         question: str,
         search: str | Mapping[str, Any] | None = None,
+        *,
         seed: int | None = None,
-        tree: Tree | None = None,
         temperature: float | None = None,
+        tree: Tree | None = None,
     ) -> SearchResult:
-        """`solve` for callers with an event loop of their own; `seed` and `temperature` replace the configured ones."""
+        """`solve` for callers with an event loop of their own."""
         if not question.strip():
             raise QuestionError("the question is empty; expected some text")
         name, config = build_search(self.config.search if search is None else search)

@@ -30,7 +30,7 @@ from llm_mcts.runs.durable import place_folder as place_folder
 from llm_mcts.runs.durable import write_atomically as write_atomically
 from llm_mcts.runs.journal import Journal as Journal
 from llm_mcts.runs.locks import RunLock, holder, owner_file
-from llm_mcts.runs.provenance import differences, new_session, next_manifest, now
+from llm_mcts.runs.provenance import FORMAT_VERSION, differences, new_session, next_manifest, now
 from llm_mcts.runs.provenance import versions as versions
 from llm_mcts.tree import Tree
 from llm_mcts.types import Usage
@@ -294,7 +294,7 @@ class RunDirectory:
         """What `write_manifest` wrote; None before that.
 
         Raises:
-            DataError: the file cannot be read.
+            DataError: the file cannot be read, or another release wrote it.
         """
         if not self.manifest_file.exists():
             return None
@@ -304,6 +304,11 @@ class RunDirectory:
             raise DataError(f"{self.manifest_file} is broken ({error}); restore it, or delete it to begin a new one") from error
         if not isinstance(found, dict):
             raise DataError(f"{self.manifest_file} holds a {type(found).__name__}; restore it, or delete it to begin a new one")
+        if found.get("version") != FORMAT_VERSION:
+            raise DataError(
+                f"{self.manifest_file} has format version {found.get('version')}; expected {FORMAT_VERSION}: "
+                "use the release of llm-mcts that began the run, or begin another"
+            )
         return found
 
     def round(self, number: int) -> RoundDirectory:

@@ -26,6 +26,10 @@ FIXED = ("data", "parents")
 _MODEL_FILES = ("*.safetensors", "*config.json", "critic.json", "tokenizer.json", "tokenizer.model")
 
 
+FORMAT_VERSION = 1
+"""Of a run's manifest, which stands for every file of the run."""
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that results depend on."""
     found = {}
@@ -56,6 +60,10 @@ def hash_model(model: str) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.name} {content}\n".encode())
     return digest.hexdigest()
+
+
+FORMAT_VERSION = 1
+"""Of manifest.json and of what it stands for: the files of the folder it lies in."""
 
 
 def code_commit() -> dict[str, Any] | None:
@@ -110,7 +118,7 @@ def next_manifest(before: Mapping[str, Any] | None, facts: Mapping[str, Any], se
         ConfigError: questions or starting models are not those that the run began with; they are named.
     """
     if before is None:
-        return {**facts, "sessions": [{**session, "changed": {}}]}
+        return {"version": FORMAT_VERSION, **facts, "sessions": [{**session, "changed": {}}]}
     for fact in FIXED:
         if moved := differences(before[fact], facts[fact], fact) if fact in before and fact in facts else {}:
             names = ", ".join(f"{name} (hash was {_short(was)}, now {_short(is_)})" for name, (was, is_) in moved.items())

@@ -113,7 +113,7 @@ class Answers:
         deadline = asyncio.timeout(self.limits.seconds)
         try:
             async with deadline, self.gate.place():
-                return await self.solver.asolve(asked.question, asked.search, asked.seed, temperature=asked.temperature)
+                return await self.solver.asolve(asked.question, asked.search, seed=asked.seed, temperature=asked.temperature)
         except Full as error:
             raise RequestError(429, str(error), code="queue_full", retry_after=str(error.seconds)) from error
         except Closed as error:

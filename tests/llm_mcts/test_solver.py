@@ -1,13 +1,15 @@
 """The solver joins the parts: trees that are searched on, roll-outs by another model."""
 
 import asyncio
+import inspect
 from pathlib import Path
 
 import pytest
 
 from llm_mcts.engines.scripted import ScriptedEngine
-from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, ModelError, PolicyError, QuestionError
 from llm_mcts.policy import LMPolicy
+from llm_mcts.result import SearchResult
 from llm_mcts.settings import SolverConfig, build_search
 from llm_mcts.solver import Solver
 from tests.search_cases import noise_script
@@ -68,8 +70,6 @@ def test_a_smaller_model_writes_the_roll_outs(tiny_model: Path) -> None:
 
 
 def test_a_roll_out_model_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
-    from llm_mcts.errors import LLMMCTSError
-
     with pytest.raises(LLMMCTSError, match="nowhere"):
         Solver.from_config({"rollout_model": str(tmp_path / "nowhere")})
 
@@ -152,3 +152,50 @@ def test_a_solver_closes_its_engine() -> None:
     unused = Closing()
     Solver(SolverConfig(search="greedy"), engine=unused).close()
     assert unused.closed == 1
+
+
+def test_one_question_and_many_take_the_same_arguments() -> None:
+    named = {name: set(inspect.signature(getattr(Solver, name)).parameters) for name in ("solve", "asolve", "solve_batch")}
+    assert named["solve"] == named["asolve"] == {"self", "question", "search", "seed", "temperature", "tree"}
+    assert named["solve_batch"] - {"concurrency"} == {"self", "questions", "search", "seed", "temperature", "trees"}
+
+
+def test_many_questions_give_what_each_gives_alone() -> None:
+    alone = [solver().solve(q, SMALL, seed=5, temperature=0.25) for q in ("Which way?", "Where to?")]
+    batch = solver().solve_batch(["Which way?", "", "Where to?"], SMALL, seed=5, temperature=0.25)
+    assert isinstance(batch[1], QuestionError)
+    for one, result in zip(alone, batch[::2], strict=True):
+        assert isinstance(result, SearchResult)
+        assert one.tree is not None
+        assert result.tree is not None
+        assert result.tree.to_dict() == one.tree.to_dict()
+    more = solver().solve_batch(
+        ["Which way?", "Where to?"], {**SMALL, "num_simulations": 9}, seed=5, trees=[alone[0].tree, None]
+    )
+    assert [r.tree is alone[0].tree for r in more] == [True, False]  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="1 trees for 2 questions"):
+        solver().solve_batch(["a", "b"], trees=[None])
+
+
+def test_many_questions_run_so_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[int] = [0, 0]
+
+    async def counted(self: Solver, question: str, *_: object, **__: object) -> None:
+        running[0] += 1
+        running[1] = max(running)
+        await asyncio.sleep(0)
+        running[0] -= 1
+
+    monkeypatch.setattr(Solver, "asolve", counted)
+    solver().solve_batch([str(i) for i in range(20)], concurrency=3)
+    assert running == [0, 3]
+
+
+@pytest.mark.parametrize("error", [ModelError("no weights"), PolicyError("the policy failed")])
+def test_what_hits_every_question_ends_the_batch(error: LLMMCTSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(self: Solver, *_: object, **__: object) -> None:
+        raise error from (MemoryError() if isinstance(error, PolicyError) else None)
+
+    monkeypatch.setattr(Solver, "asolve", failing)
+    with pytest.raises(type(error)):
+        solver().solve_batch(["Which way?", "Where to?"])

@@ -123,3 +123,14 @@ def test_a_broken_manifest_is_named(tmp_path: Path) -> None:
         run.manifest_file.write_text(text)
         with pytest.raises(DataError, match=r"manifest\.json"):
             run.write_manifest(FACTS)
+
+
+@pytest.mark.parametrize(("version", "found"), [(2, "format version 2"), (None, "format version None")])
+def test_a_run_of_another_release_is_refused(version: int | None, found: str, tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "run", CONFIG, resume=False)
+    run.write_manifest(FACTS)
+    manifest = json.loads(run.manifest_file.read_text())
+    assert manifest.pop("version") == 1
+    run.manifest_file.write_text(json.dumps(manifest if version is None else {"version": version, **manifest}))
+    with pytest.raises(DataError, match=f"{found}; expected 1: use the release"):
+        RunDirectory.open(tmp_path / "run", CONFIG, resume=True).write_manifest(FACTS)

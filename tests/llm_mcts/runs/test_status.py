@@ -143,7 +143,7 @@ def test_a_broken_run_does_not_hide_the_others(run: RunDirectory, tmp_path: Path
     for name, file, text in (
         ("list", "config.yaml", "[1]"),
         ("noise", "config.yaml", "{"),
-        ("sessions", "manifest.json", '{"sessions": [1]}'),
+        ("sessions", "manifest.json", '{"version": 1, "sessions": [1]}'),
         ("bogus", "round_000/metrics.jsonl", '{"stage": "search", "usage": {"bogus": 1}}\n'),
     ):
         folder = tmp_path / name
