@@ -16,6 +16,9 @@ REPLAY_TEST = "tests/trainers/loop/test_replay.py"
 LOOP_ROWS = "trainers/loop/rows.py"
 TRAINING = "trainers/loop/training.py"
 STAGES = "trainers/loop/stages.py"
+STAGES_TEST = "tests/trainers/loop/test_stages.py"
+SOLVERS = "trainers/loop/solvers.py"
+SOLVERS_TEST = "tests/trainers/loop/test_solvers.py"
 TRAINING_TEST = "tests/trainers/loop/test_training.py"
 LOOP_TEST = "tests/trainers/loop/test_self_improve.py"
 AGREEMENT = "trainers/questions/agreement.py"
@@ -109,6 +112,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (TRAINING, "range(current.number - 1, oldest - 1, -1)", "range(oldest, current.number)", TRAINING_TEST),
     (TRAINING, "getattr(current.start.critics, kind) or current", "current", TRAINING_TEST),
     (TRAINING, "trains_value and (value :=", "trains_value and not (value :=", TRAINING_TEST),
-    (STAGES, "        if is_main_process():\n", "        if True:\n", LOOP_TEST),
-    (STAGES, "if not stage.together and not is_main_process():", "if not is_main_process():", LOOP_TEST),
+    (STAGES, "        if is_main_process():\n", "        if True:\n", STAGES_TEST),
+    (STAGES, "if not stage.together and not is_main_process():", "if not is_main_process():", STAGES_TEST),
+    (SOLVERS, "    former.close()\n", "", SOLVERS_TEST),
+    (SOLVERS, "if former is None or former.config != models:", "if former is None:", SOLVERS_TEST),
 ]

@@ -11,7 +11,7 @@ import pytest
 from llm_mcts.config import load_config
 from llm_mcts.engines.base import EngineConfig
 from llm_mcts.engines.scripted import ScriptedEngine
-from llm_mcts.errors import ConfigError, DataError, ModelError
+from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.runner import Record
 from llm_mcts.runs.directory import RunDirectory
 from llm_mcts.runs.progress import Reporter
@@ -19,8 +19,7 @@ from llm_mcts.settings import CriticsConfig, SolverConfig
 from llm_mcts.tasks import get_task
 from llm_mcts.types import Problem
 from trainers.loop.self_improve import Loop, SelfImproveConfig, self_improve
-from trainers.loop.solvers import LoadedSolver
-from trainers.loop.stages import Round, Stage, StageRunner
+from trainers.loop.stages import Round
 
 
 def evaluated(
@@ -151,51 +150,12 @@ def test_a_run_that_needs_a_value_model_says_so_before_it_searches() -> None:
     load_config(SelfImproveConfig, {**settings, "solver": {"critics": {"value": "models/value"}}})
 
 
-class Engine(ScriptedEngine):
-    """Counts what became of it."""
-
-    def __init__(self, swaps: bool) -> None:
-        super().__init__(lambda _: [("#### 4", 1.0)])
-        self.swapped: list[str] = []
-        self.closed = 0
-        if swaps:
-            self.swap = self._swap
-
-    async def _swap(self, model: str) -> None:
-        self.swapped.append(model)
-
-    async def aclose(self) -> None:
-        self.closed += 1
-
-
-@pytest.mark.parametrize("swaps", [True, False])
-def test_the_next_rounds_policy_is_swapped_in_or_the_former_engine_closed(swaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Engine] = []
-
-    def build(config: object) -> Engine:
-        made.append(Engine(swaps))
-        return made[-1]
-
-    monkeypatch.setattr("llm_mcts.solver.build_engine", build)
-    loaded = LoadedSolver()
-    first, second = SolverConfig(), replace(SolverConfig(), engine=EngineConfig("folder"))
-    assert loaded.of(first) is loaded.of(first)
-    solver = loaded.of(second)
-    assert solver.config == second
-    loaded.close()
-    if swaps:
-        assert len(made) == 1
-        assert (made[0].swapped, made[0].closed) == (["folder"], 1)
-    else:
-        assert [engine.closed for engine in made] == [1, 1]
-
-
 def test_another_model_imagines_without_critics_and_rollout_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
 
-    def build(config: EngineConfig) -> Engine:
+    def build(config: EngineConfig) -> ScriptedEngine:
         loaded.append(config.model)
-        return Engine(swaps=False)
+        return ScriptedEngine(lambda _: [("#### 4", 1.0)])
 
     def critic(*_: object) -> None:
         pytest.fail("a critic was loaded")
@@ -217,55 +177,13 @@ def test_another_model_imagines_without_critics_and_rollout_model(tmp_path: Path
     assert noted["candidates"] == {"rephrase": 2} and len(current.files.imagined.whole()) == 2
 
 
-def test_a_round_does_its_stages_in_order_and_each_once(tmp_path: Path) -> None:
+def test_the_stages_of_a_round_in_order(tmp_path: Path) -> None:
     settings = {**SMALL, "imagined_questions": 2, "critics": ["orm", "value"]}
     directory = RunDirectory(tmp_path)
     stages = Loop(load_config(SelfImproveConfig, settings), directory, Reporter(quiet=True)).stages()
     names = ["imagine", "questions", "search", "rows", "value", "orm", "policy", "evaluate"]
     assert [stage.name for stage in stages] == names
     assert [stage.name for stage in stages if stage.together] == ["value", "orm", "policy"]
-    done: list[int] = []
-
-    def work(current: Round) -> dict[str, Any]:
-        done.append(current.number)
-        return {"searched": 7}
-
-    said: list[str] = []
-
-    class Notes(Reporter):
-        def say(self, message: str) -> None:
-            said.append(message)
-
-    runner, current = StageRunner(Notes(quiet=True)), Round(3, directory.round(3), SolverConfig())
-    stage = Stage("search", work, lambda facts: f"searched {facts['searched']}")
-    first, again = runner.once(stage, current), runner.once(stage, current)
-    assert (first["searched"], again["searched"], again["stage"]) == (7, 7, "search")
-    assert (done, said) == ([3], ["round_003 searched 7"])
-
-
-def test_a_waiting_process_reads_the_first_ones_note_and_takes_part_in_trainings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    done: list[str] = []
-    runner, current = StageRunner(Reporter(quiet=True)), Round(1, RunDirectory(tmp_path).round(1), SolverConfig())
-
-    def first_process(seconds: float) -> None:
-        current.files.note("search", {"questions": 5})
-
-    monkeypatch.setattr("trainers.loop.stages.time.sleep", first_process)
-    waited = runner.once(Stage("search", lambda _: {"never": 1}), current)
-    assert waited["questions"] == 5
-
-    def train(_: Round) -> dict[str, Any]:
-        done.append("policy")
-        return {"rows": 2}
-
-    runner.once(Stage("policy", train, together=True), current)
-    assert done == ["policy"] and current.files.metric("policy") is None  # the first process notes it
-    monkeypatch.setattr("os.getppid", lambda: 1)
-    with pytest.raises(ModelError, match="the launcher of this process is gone"):
-        runner.once(Stage("rows", lambda _: {}), current)
 
 
 def test_unlabelled_questions_come_so_many_a_round(tmp_path: Path) -> None:
