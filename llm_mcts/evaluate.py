@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.runner import Check, Record, Solve, solve_one
-from llm_mcts.runs.directory import Journal
 from llm_mcts.runs.job import each_question, open_job
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.scores import Score, paired_difference, to_csv, to_markdown
 from llm_mcts.settings import SolverConfig, build_search
@@ -45,7 +46,7 @@ def check_label(label: str) -> None:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Which searches to compare, with which models, on which questions."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -57,15 +58,13 @@ class EvaluateConfig:
     """A label for each search with its settings."""
     split: str = "test"
     """Split of the task."""
-    num_questions: int = 200
-    """How many of its questions, at least 1."""
-    concurrency: int = 64
-    """Questions searched at once, at least 1."""
+    num_questions: Annotated[int, AtLeast(1)] = 200
+    """How many of its questions."""
+    concurrency: Annotated[int, AtLeast(1)] = 64
+    """Questions searched at once."""
 
     def __post_init__(self) -> None:
-        for name in ("num_questions", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        super().__post_init__()
         if not self.methods:
             raise ConfigError("methods is empty; expected a label for each search, such as greedy: greedy")
         check_methods(self.methods)

@@ -1,44 +1,32 @@
 """The policy: a language model that proposes reasoning steps and completes solutions."""
 
 from dataclasses import dataclass, replace
-from math import exp, inf, log
+from math import exp, log
+from typing import Annotated
 
 from llm_mcts.engines.base import Completion, Engine, Request
-from llm_mcts.errors import ConfigError, QuestionError
+from llm_mcts.errors import QuestionError
+from llm_mcts.fields import Above, AtLeast, Settings, Within
 from llm_mcts.prompts import PromptFormat
 from llm_mcts.types import Policy, State, Step
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class PolicyConfig(Settings, section="policy"):
     """How steps are sampled."""
 
-    temperature: float = 0.8
-    """Sampling temperature of steps and roll-outs, above 0. OVM: 0.7."""
-    max_step_tokens: int = 100
+    temperature: Annotated[float, Above(0)] = 0.8
+    """Sampling temperature of steps and rollouts; the greedy search needs no change. OVM: 0.7."""
+    max_step_tokens: Annotated[int, AtLeast(1)] = 100
     """Longest step in tokens, its newline included; a longer one ends the solution without an answer. OVM: 100."""
-    max_solution_tokens: int = 400
-    """Longest roll-out in tokens."""
-    top_k: int = 0
+    max_solution_tokens: Annotated[int, AtLeast(1)] = 400
+    """Longest rollout in tokens."""
+    top_k: Annotated[int, AtLeast(0)] = 0
     """Sample among the k most likely tokens; 0: all."""
-    top_p: float = 1.0
-    """Sample among the fewest tokens whose probabilities add up to p, in (0, 1]."""
-    min_p: float = 0.0
-    """Sample among tokens at least this times as likely as the likeliest, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < inf:
-            raise ConfigError(f"policy.temperature is {self.temperature}; expected above 0 (the greedy search needs no change)")
-        if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
-            raise ConfigError(
-                f"policy with top_k={self.top_k}, top_p={self.top_p}, min_p={self.min_p}; "
-                "expected top_k >= 0, top_p in (0, 1], min_p in [0, 1]"
-            )
-        if self.max_step_tokens < 1 or self.max_solution_tokens < 1:
-            raise ConfigError(
-                f"policy with max_step_tokens={self.max_step_tokens}, max_solution_tokens={self.max_solution_tokens}; "
-                "expected at least 1"
-            )
+    top_p: Annotated[float, Within(0, 1, open_low=True)] = 1.0
+    """Sample among the fewest tokens whose probabilities add up to p."""
+    min_p: Annotated[float, Within(0, 1)] = 0.0
+    """Sample among tokens at least this times as likely as the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from llm_mcts.errors import ConfigError
+from llm_mcts.fields import Settings, Within
 from llm_mcts.tasks.answers import extract_answer
 from llm_mcts.types import State, Step
 
@@ -87,24 +88,18 @@ REWRITINGS: dict[Rewriting, tuple[str, str, tuple[tuple[str, str], ...]]] = {
 
 
 @dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(Settings, section="prompt"):
     """How questions are put to a model."""
 
     style: Style = "plain"
     """plain: `Question: … Answer:` (base and fine-tuned models); few_shot: worked examples in front of it (base models);
     chat: the tokenizer's chat template (instruction-tuned models)."""
-    shots: int = 4
-    """Worked examples shown in the few_shot and chat styles, 0 to 4."""
+    shots: Annotated[int, Within(0, len(EXAMPLES))] = 4
+    """Worked examples shown in the few_shot and chat styles."""
     system: str = SYSTEM
     """The system message of the chat style."""
     answer_markers: tuple[str, ...] = ("####", "\\boxed{", "The answer is", "The final answer is")
     """A line that holds one of these ends the solution."""
-
-    def __post_init__(self) -> None:
-        if self.style not in ("plain", "few_shot", "chat"):
-            raise ConfigError(f"prompt.style is '{self.style}'; expected plain, few_shot or chat")
-        if not 0 <= self.shots <= len(EXAMPLES):
-            raise ConfigError(f"prompt.shots is {self.shots}; expected 0 to {len(EXAMPLES)}")
 
 
 class PromptFormat:

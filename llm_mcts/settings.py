@@ -17,6 +17,10 @@ from llm_mcts.search import SEARCHES
 RANK_AVERAGE = "rank_average"
 
 
+Aggregate = Literal["last", "min", "mean", "prod"]
+"""How step scores become one."""
+
+
 @dataclass(frozen=True)
 class CriticsConfig(Settings, section="critics"):
     """Checkpoints of trained critics, and how they are combined."""
@@ -39,7 +43,7 @@ class CriticsConfig(Settings, section="critics"):
     rollouts: Annotated[int, AtLeast(0)] = 0
     """Completions of an unfinished solution whose mean worth takes a value model's place; 0: none. They are judged as finished
     solutions are, or by agreement with the majority of 16 completions of the question. Math-Shepherd: 8."""
-    prm_aggregate: Literal["last", "min", "mean", "prod"] = "last"
+    prm_aggregate: Aggregate = "last"
     """How the PRM's step scores become one: last (AlphaLLM), min (Math-Shepherd), mean or prod."""
     calibration: str | None = None
     """File of the critics' calibrations: what `llm-mcts diagnose --calibrate FILE` wrote. A learned sum reads plain scores."""
@@ -53,7 +57,7 @@ class CriticsConfig(Settings, section="critics"):
 
 
 @dataclass(frozen=True)
-class SolverConfig:
+class SolverConfig(Settings):
     """Everything a solver is made of."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -72,6 +76,7 @@ class SolverConfig:
     """Same seed, same answers."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         build_search(self.search)
 
 

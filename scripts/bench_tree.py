@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llm_mcts.runs.directory import load_tree, save_tree
+from llm_mcts.runs.trees import load_tree, save_tree
 from llm_mcts.search.mcts import MCTSConfig, mcts
 from llm_mcts.tree import Tree
 from llm_mcts.types import State, Step

@@ -24,7 +24,8 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llm_mcts.prompts import PromptConfig, PromptFormat
-from llm_mcts.tasks.arith import LEVELS, ArithProblem, LevelSpec, stream
+from llm_mcts.tasks.arith import ArithProblem, stream
+from llm_mcts.tasks.arith_stories import LEVELS, LevelSpec
 
 LEVEL_MIX = {"easy": 0.15, "medium": 0.25, "hard": 0.6}
 # The demonstrations' hard problems have smaller numbers than those of the task's hard level.

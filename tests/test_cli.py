@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_mcts.cli import main
-from llm_mcts.runs.directory import load_tree, save_tree
+from llm_mcts.runs.trees import load_tree, save_tree
 from llm_mcts.search import tree_search
 from llm_mcts.tree import Node, Tree
 

@@ -11,32 +11,30 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from critics.assemble.loading import ROLES, StepCritic, load_critic, weights_folder
+from critics.assemble.loading import ROLES, StepCritic, load_critic
 from critics.diagnosis.figures import (
     CalibrationCheck,
     Diagnosis,
-    check_calibration,
     judge,
     plot_calibration,
     plot_reliability,
     to_markdown,
 )
-from critics.kinds import Kind
-from critics.metrics import Group, Sample, agreement
-from critics.scoring.calibration import METHODS, Fitted, Method, head_hash, save_calibrations
-from critics.scoring.combine import Combination, fit_combination, rank_average
+from critics.diagnosis.fits import Prefixes, calibrate, judge_sums, samples_of
+from critics.metrics import Group, agreement
+from critics.scoring.calibration import Method
 from critics.scoring.likelihood import LikelihoodCritic
-from critics.scoring.trained import AGGREGATES
 from critics.step_metrics import Labelled, StepCase, StepDiagnosis, judge_steps, truth_of_labels
 from critics.step_metrics import to_markdown as steps_to_markdown
-from llm_mcts.errors import ConfigError, DataError, LLMMCTSError, suggest
+from llm_mcts.errors import ConfigError, DataError, LLMMCTSError
 from llm_mcts.evaluate import check_label
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.runner import Record, solve_one
 from llm_mcts.runs.job import Job, open_job
 from llm_mcts.runs.progress import Reporter
-from llm_mcts.settings import CriticsConfig, SolverConfig
+from llm_mcts.settings import Aggregate, CriticsConfig, SolverConfig
 from llm_mcts.solver import Solver
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.base import StepTask, require_answers
@@ -47,7 +45,7 @@ RESERVED = ("likelihood", "combined", "rank_average")
 
 
 @dataclass(frozen=True)
-class DiagnoseConfig:
+class DiagnoseConfig(Settings):
     """On what critics are judged."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -55,25 +53,16 @@ class DiagnoseConfig:
     """The policy that writes the solutions; its search and critics are not used."""
     split: str = "dev"
     """Split of the task: questions that no critic was trained on."""
-    num_questions: int = 200
-    """How many questions, at least 20."""
-    num_samples: int = 16
-    """Solutions a question, at least 2."""
-    prm_aggregate: str = "min"
+    num_questions: Annotated[int, AtLeast(20)] = 200
+    """How many questions."""
+    num_samples: Annotated[int, AtLeast(2)] = 16
+    """Solutions per question."""
+    prm_aggregate: Aggregate = "min"
     """How a PRM's step scores become one: min (Math-Shepherd), last, mean or prod."""
     calibration: Method = "platt"
     """The calibration that --calibrate saves: platt (scale and bias) or temperature (scale only). Both are reported."""
-    concurrency: int = 64
-    """Questions sampled at once, at least 1."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_questions", 20), ("num_samples", 2), ("concurrency", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if self.prm_aggregate not in AGGREGATES:
-            raise ConfigError(f"prm_aggregate is '{self.prm_aggregate}'{suggest(self.prm_aggregate, AGGREGATES)}")
-        if self.calibration not in METHODS:
-            raise ConfigError(f"calibration is '{self.calibration}'{suggest(self.calibration, METHODS)}")
+    concurrency: Annotated[int, AtLeast(1)] = 64
+    """Questions sampled at once."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +75,6 @@ class Requests:
     """File for the critics' calibrations."""
     labels: tuple[str, Sequence[Labelled]] | None = None
     """Where labelled solutions come from, and the solutions: what a PRM's steps are judged by in place of the task's truth."""
-
-
-Prefixes = list[list[list[float]]]
-"""For each question and sample the scores of its prefixes: of the bare question, then after each step."""
 
 
 def diagnose(
@@ -136,22 +121,24 @@ def _judge(
     states = _states(rows)
     prefixes = {label: asyncio.run(_scores(critic, states)) for label, critic in critics.items()}
     scored = {
-        label: _groups(rows, [[critic.aggregate(p[1:] or p) for p in found] for found in prefixes[label]])
+        label: samples_of(rows, [[critic.aggregate(p[1:] or p) for p in found] for found in prefixes[label]])
         for label, critic in critics.items()
     }
     diagnoses = {
         label: judge(kinds[label], scored[label], found if critics[label].kind != "genrm" else ())
         for label, found in prefixes.items()
     }
-    scored["likelihood"] = _groups(rows, likelihoods)
+    scored["likelihood"] = samples_of(rows, likelihoods)
     diagnoses["likelihood"] = judge("policy", scored["likelihood"])
     if requests.fit:
-        diagnoses |= _combine(kinds, scored, rows, config, requests.fit)
+        diagnoses |= judge_sums(kinds, scored, rows, config.prm_aggregate, requests.fit)
     for label, diagnosis in diagnoses.items():
         job.reporter.say(f"{label}: {diagnosis.verdict}")
     prms = {label: critic for label, critic in critics.items() if kinds[label] == "prm"}
     steps = {label: _judge_steps(critic, config, rows, prefixes[label], requests) for label, critic in prms.items()}
-    checks = _calibrate(folders, kinds, scored, prefixes, config, requests.calibrate) if requests.calibrate else {}
+    checks = {}
+    if requests.calibrate:
+        checks = calibrate(folders, kinds, scored, prefixes, config.calibration, config.prm_aggregate, requests.calibrate)
     return _report(diagnoses, scored, steps, checks, config, job)
 
 
@@ -175,34 +162,6 @@ def _load(folders: Mapping[str, Path], config: DiagnoseConfig, requests: Request
     if requests.labels and "prm" not in kinds:
         raise ConfigError(f"step labels and no PRM among the critics ({', '.join(kinds)}); name a PRM's folder")
     return critics
-
-
-def _combine(
-    kinds: Mapping[str, Kind],
-    scored: dict[str, list[list[Sample]]],
-    rows: Sequence[Mapping[str, Any]],
-    config: DiagnoseConfig,
-    file: Path,
-) -> dict[str, Diagnosis]:
-    """Judge the learned sum and the average of ranks, adding their scores to `scored`; write the sum to `file`."""
-    named = {kind: scored[label] for label, kind in kinds.items()} | {"likelihood": scored["likelihood"]}
-    scored["combined"] = _cross_fitted(named, rows, config.prm_aggregate)
-    scored["rank_average"] = _rank_averaged(list(named.values()))
-    _fit(named, list(range(len(rows))), config.prm_aggregate).save(file)
-    return {
-        "combined": judge("learned sum", scored["combined"]),
-        "rank_average": judge("mean of ranks", scored["rank_average"]),
-    }
-
-
-def _rank_averaged(columns: Sequence[Sequence[Group]]) -> list[list[Sample]]:
-    """Scores as mean ranks among the answered samples of a question: what a search ranks."""
-    found = []
-    for groups in zip(*columns, strict=True):
-        answered = [i for i, sample in enumerate(groups[0]) if sample.answer is not None]
-        ranks = iter(rank_average([[group[i].score for i in answered] for group in groups]))
-        found.append([replace(s, score=0.0 if s.answer is None else next(ranks)) for s in groups[0]])
-    return found
 
 
 def _judge_steps(
@@ -233,39 +192,6 @@ def _step_cases(scores: Prefixes, truths: Sequence[Sequence[tuple[bool | None, .
     ]
 
 
-def _calibrate(
-    folders: Mapping[str, Path],
-    kinds: Mapping[str, Kind],
-    scored: Mapping[str, Sequence[Group]],
-    prefixes: Mapping[str, Prefixes],
-    config: DiagnoseConfig,
-    file: Path,
-) -> dict[str, CalibrationCheck]:
-    """Calibrate every critic on what it is asked in a search: a value model on all prefixes, the others on whole solutions."""
-    checks = {}
-    for label, kind in kinds.items():
-        groups = [[sample for sample in group if sample.answer is not None] for group in scored[label]]
-        if kind == "value":
-            groups = [
-                [Sample(score, s.right) for p, s in zip(found, group, strict=True) if s.answer is not None for score in p[1:]]
-                for found, group in zip(prefixes[label], scored[label], strict=True)
-            ]
-        checks[label] = check_calibration(kind, groups, config.calibration)
-    fitted = {
-        kinds[label]: Fitted(
-            c.fitted[c.chosen],
-            c.chosen,
-            head_hash(weights_folder(folders[label])),
-            c.questions,
-            c.samples,
-            config.prm_aggregate,
-        )
-        for label, c in checks.items()
-    }
-    save_calibrations(fitted, file)
-    return checks
-
-
 def _report(
     diagnoses: Mapping[str, Diagnosis],
     scored: Mapping[str, Sequence[Group]],
@@ -275,18 +201,18 @@ def _report(
     job: Job,
 ) -> dict[str, Any]:
     agreements = {f"{a} and {b}": agreement(scored[a], scored[b]) for i, a in enumerate(scored) for b in list(scored)[i + 1 :]}
-    untold = [
+    no_truth = [
         "",
-        f"Steps: the task '{config.task.name}' does not tell which are right; give labelled solutions with --labels FILE",
+        f"Steps: the task '{config.task.name}' cannot say which are right; give labelled solutions with --labels FILE",
     ]
-    told = {label: steps_to_markdown(found) if found else untold for label, found in steps.items()}
+    step_sections = {label: steps_to_markdown(found) if found else no_truth for label, found in steps.items()}
     report = {
         "questions": len(next(iter(scored.values()))),
         "critics": {label: asdict(diagnosis) for label, diagnosis in diagnoses.items()},
         "steps": {label: asdict(found) if found else None for label, found in steps.items()},
         "calibration": {label: asdict(check) for label, check in checks.items()},
         "agreement": {pair: asdict(found) if found else None for pair, found in agreements.items()},
-        "markdown": to_markdown(diagnoses, agreements, told, checks),
+        "markdown": to_markdown(diagnoses, agreements, step_sections, checks),
     }
     job.write_report({key: value for key, value in report.items() if key != "markdown"})
     job.write("report.md", str(report["markdown"]))
@@ -299,38 +225,6 @@ def _report(
 
 def _states(rows: Sequence[Mapping[str, Any]]) -> list[list[State]]:
     return [[_state(row["question"], s) for s in row["samples"]] for row in rows]
-
-
-def _groups(rows: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]]) -> list[list[Sample]]:
-    """The samples with their scores. One that states no answer is worth 0 by definition, as in every search."""
-    return [
-        [
-            Sample(score if s["answer"] is not None else 0.0, s["right"], s["answer"])
-            for score, s in zip(found, row["samples"], strict=True)
-        ]
-        for found, row in zip(scores, rows, strict=True)
-    ]
-
-
-def _fit(named: Mapping[str, Sequence[Group]], questions: Sequence[int], prm_aggregate: str) -> Combination:
-    """The learned sum on these questions' answered samples."""
-    first = next(iter(named.values()))
-    places = [(q, i) for q in questions for i, sample in enumerate(first[q]) if sample.answer is not None]
-    scores = [{name: groups[q][i].score for name, groups in named.items()} for q, i in places]
-    return fit_combination(scores, [first[q][i].right for q, i in places], prm_aggregate)
-
-
-def _cross_fitted(
-    named: Mapping[str, Sequence[Group]], rows: Sequence[Mapping[str, Any]], prm_aggregate: str
-) -> list[list[Sample]]:
-    """The learned sum's scores of each half of the questions by the weights of the other half."""
-    halves = [list(range(0, len(rows), 2)), list(range(1, len(rows), 2))]
-    fitted = [_fit(named, halves[1], prm_aggregate), _fit(named, halves[0], prm_aggregate)]
-    scores = [
-        [fitted[q % 2]({name: groups[q][i].score for name, groups in named.items()}) for i in range(len(row["samples"]))]
-        for q, row in enumerate(rows)
-    ]
-    return _groups(rows, scores)
 
 
 def _problems(config: DiagnoseConfig) -> dict[str, Problem]:

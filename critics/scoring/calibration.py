@@ -26,7 +26,7 @@ from critics.scoring.combine import logit
 from critics.scoring.logistic import fit_logistic
 from critics.scoring.trained import AGGREGATES
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.runs.directory import write_atomically
+from llm_mcts.runs.durable import write_atomically
 from llm_mcts.search.contracts import critic_scores
 from llm_mcts.types import Critic, State
 

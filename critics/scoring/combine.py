@@ -22,7 +22,7 @@ from critics.scoring.trained import AGGREGATES
 from llm_mcts.concurrency import gather_all
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.fields import AtLeast, Settings
-from llm_mcts.runs.directory import write_atomically
+from llm_mcts.runs.durable import write_atomically
 from llm_mcts.search.contracts import critic_scores
 from llm_mcts.types import Critic, State
 

@@ -13,7 +13,8 @@ SEARCH = ("search", "search.num_simulations", "search.expansion_width", "search.
 
 def solve(argv: list[str]) -> None:
     """Answer one question."""
-    from llm_mcts.runs.directory import load_tree, make_folder, save_tree
+    from llm_mcts.runs.durable import make_folder
+    from llm_mcts.runs.trees import load_tree, save_tree
     from llm_mcts.settings import SolverConfig
     from llm_mcts.solver import Solver
     from llm_mcts.tree import Tree

@@ -1,4 +1,4 @@
-"""Files: the run directory and saved trees. The only module that knows their names and formats.
+"""The run directory: the only module that knows the names of its files.
 
     RUN/config.yaml  manifest.json  lock  report.{json,md,html}  trees/ROUND_ID.html
     RUN/round_000/eval/METHOD.jsonl  test/METHOD.jsonl  metrics.jsonl                                   the start
@@ -7,17 +7,14 @@
 
 Whatever is written is written whole (beside, flushed, renamed, the folder flushed) or appended a record at a time to a
 `.part` file; a torn last line of a `.part` file is dropped on reading. A stage is done when its final file is there, so a run
-goes on after a kill wherever it was. One process at a time works on a run: it holds RUN/lock.
+resumes after a kill wherever it was. One process at a time works on a run: it holds RUN/lock.
 """
 
 import contextlib
-import gzip
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -25,40 +22,10 @@ from typing import Any, Literal
 import yaml
 
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.runs.durable import make_folder as make_folder
-from llm_mcts.runs.durable import place_folder as place_folder
-from llm_mcts.runs.durable import write_atomically as write_atomically
-from llm_mcts.runs.journal import Journal as Journal
+from llm_mcts.runs.durable import make_folder, write_atomically
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.locks import RunLock, holder, owner_file
 from llm_mcts.runs.provenance import FORMAT_VERSION, differences, new_session, next_manifest, now
-from llm_mcts.runs.provenance import versions as versions
-from llm_mcts.tree import Tree
-from llm_mcts.types import Usage
-
-
-def save_tree(tree: Tree, path: Path) -> None:
-    """Write a tree and what it has cost so far as JSON, compressed where the name ends in .gz."""
-    data = json.dumps({"tree": tree.to_dict(), "usage": asdict(tree.usage)}, ensure_ascii=False).encode()
-    write_atomically(path, gzip.compress(data, compresslevel=5, mtime=0) if path.suffix == ".gz" else data)
-
-
-def load_tree(path: Path) -> Tree:
-    """Read what `save_tree` wrote.
-
-    Raises:
-        DataError: the file cannot be read, or holds no tree.
-    """
-    try:
-        raw = path.read_bytes()
-        data = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
-        tree = Tree.from_dict(data["tree"])
-        tree.usage = Usage(**data["usage"])
-    except OSError as error:
-        raise DataError(f"cannot read tree {path}: {error.strerror or error}; expected a file that a search saved") from error
-    except (DataError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
-        raise DataError(f"{path} holds no whole tree ({error}); expected a file that a search saved") from error
-    return tree
-
 
 _REMEDY = "put it back, or delete it and, in metrics.jsonl beside it, its stage's line and all after that, and --resume"
 

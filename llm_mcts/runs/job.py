@@ -18,8 +18,9 @@ from typing import Any
 from llm_mcts.concurrency import gather_bounded
 from llm_mcts.errors import DataError
 from llm_mcts.runner import Record
-from llm_mcts.runs.directory import Journal, RunDirectory
+from llm_mcts.runs.directory import RunDirectory
 from llm_mcts.runs.durable import write_atomically
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.types import Problem
 

@@ -9,46 +9,37 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import ceil, inf
+from typing import Annotated
 
-from llm_mcts.errors import ConfigError, LLMMCTSError
+from llm_mcts.errors import LLMMCTSError
+from llm_mcts.fields import Above, AtLeast, Settings
 
 
 @dataclass(frozen=True)
-class LimitsConfig:
+class LimitsConfig(Settings, section="limits"):
     """Limits of one request, and of all together."""
 
-    concurrent: int = 16
-    """Questions searched at once, at least 1."""
-    queue: int = 256
+    concurrent: Annotated[int, AtLeast(1)] = 16
+    """Questions searched at once."""
+    queue: Annotated[int, AtLeast(0)] = 256
     """Questions that may wait for that, at least 0; the next one is told to come back (429)."""
-    seconds: float = 300.0
-    """Longest time for one request from its arrival, waiting included, above 0; then 504."""
-    question: int = 8000
-    """Longest question in characters, at least 1; a longer one gets 400."""
-    body: int = 1_000_000
-    """Longest request in bytes, at least 1; a longer one gets 413."""
-    tokens: int = 100_000
-    """Sampled tokens of one search, at least 1. The wave under way is not cut, so widths count too."""
-    repeats: int = 256
-    """Largest num_simulations or num_samples that a request may ask for, at least 1."""
-    width: int = 32
-    """Largest other whole number (num_parallel, expansion_width, max_depth, …) in a request's search, at least 1."""
-    keep_alive: float = 10.0
-    """Seconds of silence before a stream begins with comments that keep the connection open, above 0. Until then an error
+    seconds: Annotated[float, Above(0)] = 300.0
+    """Longest time for one request from its arrival, waiting included; then 504."""
+    question: Annotated[int, AtLeast(1)] = 8000
+    """Longest question in characters; a longer one gets 400."""
+    body: Annotated[int, AtLeast(1)] = 1_000_000
+    """Longest request in bytes; a longer one gets 413."""
+    tokens: Annotated[int, AtLeast(1)] = 100_000
+    """Sampled tokens of one search. The wave under way is not cut, so widths count too."""
+    repeats: Annotated[int, AtLeast(1)] = 256
+    """Largest num_simulations or num_samples that a request may ask for."""
+    width: Annotated[int, AtLeast(1)] = 32
+    """Largest other whole number (num_parallel, expansion_width, max_depth, …) in a request's search."""
+    keep_alive: Annotated[float, Above(0)] = 10.0
+    """Seconds of silence before a stream begins with comments that keep the connection open. Until then an error
     has its own status; after that it comes as an event of the stream."""
-    grace: float = 10.0
-    """Seconds that searches get to finish when the server is told to stop, at least 0."""
-
-    def __post_init__(self) -> None:
-        for name in ("concurrent", "question", "body", "tokens", "repeats", "width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"limits.{name} is {getattr(self, name)}; expected at least 1")
-        for name, lowest in (("queue", 0), ("grace", 0)):
-            if not lowest <= getattr(self, name) < inf:
-                raise ConfigError(f"limits.{name} is {getattr(self, name)}; expected at least {lowest}")
-        for name in ("seconds", "keep_alive"):
-            if not 0 < getattr(self, name) < inf:
-                raise ConfigError(f"limits.{name} is {getattr(self, name)}; expected above 0")
+    grace: Annotated[float, AtLeast(0)] = 10.0
+    """Seconds that searches get to finish when the server is told to stop."""
 
 
 class Full(LLMMCTSError):

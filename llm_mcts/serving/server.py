@@ -13,9 +13,10 @@ import socket
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llm_mcts.errors import ConfigError
+from llm_mcts.fields import Settings, Within
 from llm_mcts.serving.limits import Gate, LimitsConfig
 from llm_mcts.settings import SolverConfig
 from llm_mcts.solver import Solver
@@ -28,23 +29,19 @@ _LAST_REPLIES = 5
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(Settings):
     """A solver and where it answers."""
 
     solver: SolverConfig = field(default_factory=SolverConfig)
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 or :: for all of this machine."""
-    port: int = 8000
-    """Port, 0 to 65535; 0: any free one."""
+    port: Annotated[int, Within(0, 65535)] = 8000
+    """Port; 0: any free one."""
     model: str | None = None
     """Name that clients call the model by; none: the engine's model, a folder by its last part."""
     key_variable: str | None = None
     """Environment variable that holds the key which clients must send as `Authorization: Bearer KEY`; none: no key."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port is {self.port}; expected 0 to 65535")
 
     @property
     def name(self) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llm_mcts.errors import ConfigError, suggest
-from llm_mcts.tasks.arith import LEVELS, ArithTask
+from llm_mcts.fields import Settings
+from llm_mcts.tasks.arith import ArithTask
 from llm_mcts.tasks.base import Task
 from llm_mcts.tasks.gsm8k import GSM8KTask
 from llm_mcts.tasks.jsonl import JsonlTask
@@ -14,21 +15,20 @@ TASKS: dict[str, Callable[..., Task]] = {"arith": ArithTask, "gsm8k": GSM8KTask,
 
 
 @dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Settings, section="task"):
     """Which questions."""
 
     name: str = "arith"
     """arith (built in), gsm8k or jsonl (your own file)."""
     path: str | None = None
     """gsm8k: the folder of its files (default: from the hub); jsonl: your file."""
-    level: str = "hard"
-    """arith only: easy, medium or hard."""
+    level: Literal["easy", "medium", "hard"] = "hard"
+    """arith only."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.name not in TASKS:
             raise ConfigError(f"no task '{self.name}'{suggest(self.name, TASKS)}")
-        if self.level not in LEVELS:
-            raise ConfigError(f"task.level is '{self.level}'{suggest(self.level, LEVELS)}")
         if self.name == "jsonl" and self.path is None:
             raise ConfigError("task.path is missing; expected the file of your questions")
 

@@ -15,7 +15,7 @@ from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.evaluate import EvaluateConfig, Evaluation, evaluate_methods
 from llm_mcts.runner import Record
-from llm_mcts.runs.directory import Journal
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.scores import Score, paired_difference, to_csv, to_markdown
 from llm_mcts.settings import SolverConfig

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.tasks import TASKS, TaskConfig, get_task
-from llm_mcts.tasks.arith import LEVELS, ArithProblem, ArithTask, Operation, Ref, distinct, draw, split_of, stream
+from llm_mcts.tasks.arith import ArithProblem, ArithTask, distinct, draw, split_of, stream
+from llm_mcts.tasks.arith_stories import LEVELS, Operation, Ref
 from llm_mcts.tasks.base import AnswerTask, Task
 from llm_mcts.tasks.gsm8k import GSM8KTask
 from llm_mcts.tasks.jsonl import JsonlTask, read_jsonl

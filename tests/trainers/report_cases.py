@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_mcts.runner import Record
-from llm_mcts.runs.directory import RunDirectory, write_atomically
+from llm_mcts.runs.directory import RunDirectory
+from llm_mcts.runs.durable import write_atomically
 from llm_mcts.tree import Tree
 from llm_mcts.types import Step, Usage
 

@@ -20,7 +20,7 @@ from llm_mcts.errors import DataError
 from llm_mcts.fields import Above, AtLeast, Settings, Within
 from llm_mcts.models import apply_umask
 from llm_mcts.prompts import PromptConfig
-from llm_mcts.runs.directory import place_folder
+from llm_mcts.runs.durable import place_folder
 from trainers.data.encoding import Encoded, EncodedGroup, EncodedPair, collate
 from trainers.fit.processes import is_main_process, launched_on_cpus, wait_for_all
 from trainers.fit.terms import Counts, Loss, counted, items

@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from llm_mcts.errors import ConfigError, DataError, suggest
+from llm_mcts.errors import ConfigError, DataError
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.runner import Record, attempt
-from llm_mcts.runs.directory import Journal, load_tree
 from llm_mcts.runs.job import open_job
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.progress import Reporter
+from llm_mcts.runs.trees import load_tree
 from llm_mcts.search.contracts import completions
 from llm_mcts.seeding import derive_seed
 from llm_mcts.settings import CriticsConfig, SolverConfig
@@ -46,7 +48,7 @@ METHODS: tuple[Method, ...] = ("outcome", "math_shepherd", "omega_prm", "tree")
 
 
 @dataclass(frozen=True)
-class LabelConfig:
+class LabelConfig(Settings):
     """Which questions are labelled, and how."""
 
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -56,15 +58,15 @@ class LabelConfig:
     """outcome, math_shepherd, omega_prm or tree."""
     split: str = "train"
     """Split of the task; never test."""
-    num_questions: int = 200
-    """How many questions, at least 1."""
-    num_solutions: int = 4
-    """outcome, math_shepherd: solutions sampled a question, at least 1; equal ones are labelled once. OVM: 100."""
+    num_questions: Annotated[int, AtLeast(1)] = 200
+    """How many questions."""
+    num_solutions: Annotated[int, AtLeast(1)] = 4
+    """outcome, math_shepherd: solutions sampled per question; equal ones are labelled once. OVM: 100."""
     balance: bool = False
     """outcome: keep at most rows.critic_per_question solutions of a question, half of them right where there are enough of
     both; false: keep all."""
-    num_completions: int = 8
-    """Completions of a prefix, at least 1. Math-Shepherd and OmegaPRM: 8."""
+    num_completions: Annotated[int, AtLeast(1)] = 8
+    """Completions of a prefix. Math-Shepherd and OmegaPRM: 8."""
     hard: bool = False
     """math_shepherd: label 1 where any completion is right, else 0, in place of the share of right ones."""
     omega: OmegaConfig = field(default_factory=OmegaConfig)
@@ -73,18 +75,14 @@ class LabelConfig:
     """tree: the trees of a run (RUN/round_001/trees.jsonl.gz), or one tree that solve --tree saved."""
     rows: RowsConfig = field(default_factory=RowsConfig)
     """tree, and outcome with balance: how many solutions of a question become rows (critic_per_question)."""
-    concurrency: int = 64
-    """Questions labelled at once, at least 1."""
+    concurrency: Annotated[int, AtLeast(1)] = 64
+    """Questions labelled at once."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"method is '{self.method}'{suggest(self.method, METHODS)}")
+        super().__post_init__()
         if self.split == "test":
             raise ConfigError("split is 'test'; expected train: what is trained on test questions cannot be tested on them")
-        for name in ("num_questions", "num_solutions", "num_completions", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.balance and self.method != "outcome":
             raise ConfigError(f"balance is true and method is '{self.method}'; expected it with outcome alone")
         if (self.method == "tree") != (self.trees is not None):

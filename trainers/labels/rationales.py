@@ -22,7 +22,8 @@ from llm_mcts.engines.base import Engine, Request
 from llm_mcts.errors import ConfigError, DataError, QuestionError
 from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.prompts import PromptFormat
-from llm_mcts.runs.directory import Journal, make_folder
+from llm_mcts.runs.durable import make_folder
+from llm_mcts.runs.journal import Journal
 from llm_mcts.seeding import derive_seed
 from llm_mcts.settings import CriticsConfig, SolverConfig
 from llm_mcts.solver import Solver

@@ -9,7 +9,8 @@ from typing import Any
 
 from llm_mcts.errors import DataError
 from llm_mcts.policy import LMPolicy
-from llm_mcts.runs.directory import Journal, RoundDirectory, RunDirectory
+from llm_mcts.runs.directory import RoundDirectory, RunDirectory
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tasks.base import require_answers

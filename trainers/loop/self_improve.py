@@ -21,7 +21,8 @@ from typing import Any
 from llm_mcts.evaluate import solve_into
 from llm_mcts.policy import LMPolicy
 from llm_mcts.runner import Record
-from llm_mcts.runs.directory import Journal, RunDirectory
+from llm_mcts.runs.directory import RunDirectory
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.runs.provenance import hash_model, hash_problems
 from llm_mcts.runs.stages import StageName

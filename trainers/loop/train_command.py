@@ -9,7 +9,7 @@ from critics.scoring.generative import VerdictKind
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.models import EMBEDDED
 from llm_mcts.prompts import PromptConfig
-from llm_mcts.runs.directory import make_folder
+from llm_mcts.runs.durable import make_folder
 from llm_mcts.tasks.jsonl import read_jsonl
 from trainers.critic.generative import verdict_rows
 from trainers.critic.registry import CRITIC_TRAINERS

@@ -6,9 +6,9 @@ directory gives the same bytes. `llm-mcts report RUN` does that.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from llm_mcts.errors import ConfigError
+from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.runs.directory import RunDirectory
 from llm_mcts.runs.reading import SPLITS, Run, Split, read_run
 from llm_mcts.scores import Score
@@ -22,18 +22,13 @@ from trainers.report.tables import points, state
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Settings, section="report"):
     """How much of a run its report shows."""
 
-    trees_per_round: int = 20
-    """Search trees of each round that get a page, half of them of wrong answers where there are enough; at least 0."""
-    examples_per_method: int = 5
-    """Questions gained, and as many lost, that are shown for each method and round; at least 0."""
-
-    def __post_init__(self) -> None:
-        for name in ("trees_per_round", "examples_per_method"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 0")
+    trees_per_round: Annotated[int, AtLeast(0)] = 20
+    """Search trees of each round that get a page, half of them of wrong answers where there are enough."""
+    examples_per_method: Annotated[int, AtLeast(0)] = 5
+    """Questions gained, and as many lost, that are shown for each method and round."""
 
 
 def write_reports(directory: RunDirectory, config: ReportConfig | None = None, note: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from critics.metrics import Sample
 from critics.model.heads import HeadConfig
 from critics.model.model import CriticModel
 from llm_mcts.cli import main
-from llm_mcts.runs.directory import Journal
+from llm_mcts.runs.journal import Journal
 from llm_mcts.tasks.arith import ArithTask
 
 SMALL = [
@@ -202,7 +202,7 @@ def test_a_task_without_step_truth_says_so(
     task = ["--task.name", "jsonl", "--task.path", str(file)]
     assert main(["diagnose", str(critics["prm"]), *SMALL[2:], *task]) == 0
     text = capsys.readouterr().out
-    assert "the task 'jsonl' does not tell which are right; give labelled solutions with --labels FILE" in text
+    assert "the task 'jsonl' cannot say which are right; give labelled solutions with --labels FILE" in text
     # The verdict and the agreement are plain sentences.
     assert text.startswith("## prm (prm)\n\n**")
     assert re.search(r"\*\*(Ranks within questions.*: 0\.\d\d ± 0\.\d\d|Cannot be judged)", text)

@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_mcts.errors import ConfigError, DataError
-from llm_mcts.runs.directory import Journal, RoundDirectory, RunDirectory, versions, write_atomically
+from llm_mcts.runs.directory import RoundDirectory, RunDirectory
+from llm_mcts.runs.durable import write_atomically
+from llm_mcts.runs.journal import Journal
+from llm_mcts.runs.provenance import versions
 
 quick = settings(max_examples=50)
 

@@ -21,7 +21,7 @@ from llm_mcts.errors import DataError, EngineError, exhausted
 from llm_mcts.result import SearchResult
 from llm_mcts.runner import run_questions
 from llm_mcts.runs import durable
-from llm_mcts.runs.directory import place_folder, write_atomically
+from llm_mcts.runs.durable import place_folder, write_atomically
 from llm_mcts.runs.interrupts import Interrupted, signals_raise, what_next
 from llm_mcts.runs.journal import Journal
 from llm_mcts.types import Problem

@@ -16,7 +16,7 @@ from llm_mcts.errors import ConfigError, CriticError, DataError, PolicyError
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat
 from llm_mcts.result import SearchResult
-from llm_mcts.runs.directory import load_tree, save_tree
+from llm_mcts.runs.trees import load_tree, save_tree
 from llm_mcts.search import SEARCHES
 from llm_mcts.search.expansion import WideningConfig
 from llm_mcts.search.mcts import MCTSConfig, mcts

@@ -12,7 +12,8 @@ import trainers.labels.command
 from llm_mcts.cli import main
 from llm_mcts.config import load_config
 from llm_mcts.errors import ConfigError, DataError, PolicyError
-from llm_mcts.runs.directory import Journal, load_tree, save_tree
+from llm_mcts.runs.journal import Journal
+from llm_mcts.runs.trees import load_tree, save_tree
 from llm_mcts.tasks import TaskConfig
 from llm_mcts.tasks.arith import ArithTask
 from llm_mcts.tree import Tree

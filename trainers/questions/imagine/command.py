@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from llm_mcts.errors import ConfigError, DataError
 from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.policy import LMPolicy
-from llm_mcts.runs.directory import Journal
 from llm_mcts.runs.job import open_job
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.settings import CriticsConfig, SolverConfig
 from llm_mcts.solver import Solver

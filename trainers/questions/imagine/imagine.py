@@ -26,7 +26,7 @@ from llm_mcts.fields import AtLeast, Settings
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import Rewriting, read_question
 from llm_mcts.runner import Record
-from llm_mcts.runs.directory import Journal
+from llm_mcts.runs.journal import Journal
 from llm_mcts.runs.progress import Reporter
 from llm_mcts.seeding import derive_seed
 from llm_mcts.tasks.base import Task

@@ -17,7 +17,7 @@ from llm_mcts.engines.scripted import ScriptedEngine
 from llm_mcts.errors import ConfigError, EngineError, QuestionError
 from llm_mcts.policy import LMPolicy
 from llm_mcts.prompts import PromptConfig, PromptFormat, read_question
-from llm_mcts.runs.directory import Journal
+from llm_mcts.runs.journal import Journal
 from llm_mcts.tasks.arith import ArithTask
 from llm_mcts.tasks.jsonl import JsonlTask
 from llm_mcts.types import Problem
