@@ -6,7 +6,7 @@ Types and help come from jsonargparse; what it cannot say is added here: which k
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -96,6 +96,8 @@ def check_keys(cls: type[Any], data: Mapping[str, Any], where: str = "") -> None
                     f"configuration key '{where}{key}' is {value!r}; expected settings below it, as {where}{key}.…"
                 )
             check_keys(hint, value, f"{where}{key}.")  # type: ignore[arg-type]
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise ConfigError(f"configuration key '{where}{key}' is {value!r}{suggest(str(value), get_args(hint))}")
         elif value is None and hint is not Any and type(None) not in get_args(hint):
             raise ConfigError(f"configuration key '{where}{key}' has no value; expected {getattr(hint, '__name__', hint)}")
 

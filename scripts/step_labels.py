@@ -18,7 +18,8 @@ from typing import Any
 
 from llm_mcts.solver import Solver
 from llm_mcts.stats import wilson
-from llm_mcts.tasks.arith import ArithProblem, ArithTask, Ref, distinct, stream
+from llm_mcts.tasks.arith import ArithProblem, ArithTask, distinct, stream
+from llm_mcts.tasks.arith_stories import Ref
 from llm_mcts.types import Problem, metered
 from trainers.data.rows import StepRow
 from trainers.labels.step_labels import Labeller, first_wrong_step, math_shepherd

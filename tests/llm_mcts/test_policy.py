@@ -174,8 +174,8 @@ def test_an_empty_question_is_an_error(question: str) -> None:
     [
         ({"temperature": 0.0}, "0.0"),
         ({"temperature": -0.5}, "-0.5"),
-        ({"max_step_tokens": 0}, "max_step_tokens=0"),
-        ({"max_solution_tokens": -3}, "max_solution_tokens=-3"),
+        ({"max_step_tokens": 0}, "max_step_tokens is 0"),
+        ({"max_solution_tokens": -3}, "max_solution_tokens is -3"),
         *(pytest.param({"temperature": t}, str(t)) for t in (nan, inf)),
     ],
 )

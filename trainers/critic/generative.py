@@ -29,9 +29,6 @@ from trainers.fit.language_model import load_policy, token_logits
 from trainers.fit.losses import next_token_loss
 from trainers.fit.terms import Batch, tokens
 
-VERIFY, SOLVE = 0.0, 1.0
-"""What a token of a mixed batch belongs to (the `labels` of its row)."""
-
 
 @dataclass(frozen=True)
 class GenRMConfig(Settings, section="genrm"):
@@ -92,7 +89,7 @@ def encode_verdict(row: VerdictRow, kind: VerdictKind, fmt: PromptFormat, encode
     word = verdict.yes if row.right else verdict.no
     reply = (f"{row.rationale.strip()}\n", verdict.question, word) if row.rationale else (word,)
     ids, start = [*encode((*prompt, *reply)), eos], len(encode(prompt))
-    return Encoded(ids, [VERIFY] * len(ids), [i >= start for i in range(len(ids))])
+    return Encoded(ids, [i >= start for i in range(len(ids))], {"solving": [False] * len(ids)})
 
 
 def verdict_terms(logits: Tensor, batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
@@ -117,7 +114,7 @@ def verdict_counts(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _with_purposes(batch: Batch) -> Batch:
     """The batch with its mask in two: what is there to verify, and what to solve."""
-    solving = batch["labels"] == SOLVE
+    solving = batch["solving"]
     return {**batch, "verify": batch["mask"] & ~solving, "solve": batch["mask"] & solving}
 
 
@@ -139,7 +136,8 @@ def train_genrm(call: TrainCall) -> Metrics:
     encoded = [encode_verdict(row, genrm.kind, lm.fmt, lm.encode, lm.eos) for row in rows]
     if genrm.solving_weight > 0:
         solved = dict.fromkeys((row.problem, row.question, row.steps) for row in rows if row.right and genrm.kind != "prm")
-        encoded += [encode_solution(SolutionRow(*solution, SOLVE), lm.fmt, lm.encode, lm.eos) for solution in solved]
+        solutions = [encode_solution(SolutionRow(*solution), lm.fmt, lm.encode, lm.eos) for solution in solved]
+        encoded += [solution.with_columns(solving=[True] * len(solution.ids)) for solution in solutions]
 
     def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         return verdict_terms(token_logits(model, batch), batch, genrm.solving_weight)

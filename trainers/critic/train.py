@@ -67,7 +67,7 @@ def recipe(kind: Kind, losses: CriticLossConfig, seed: int = 0) -> Recipe:
     pointwise = POINTWISE[getattr(losses, kind).loss]
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        return pointwise(logits, batch["labels"], batch["mask"], batch.get("weights"))
+        return pointwise(logits, batch["target"], batch["mask"], batch.get("weight"))
 
     if kind == "value":
         return Recipe(_value_encoding(losses.value, seed), loss, losses.value.lm_weight)
@@ -164,7 +164,7 @@ def _right_alone(encoded: Encoded, row: SolutionRow | StepRow) -> Encoded:
     """A row whose tokens count for the language-model loss only if its solution, or its last step, is right."""
     label = row.label if isinstance(row, SolutionRow) else row.labels[-1]
     right = label is not None and label > 0.5
-    return encoded if right else replace(encoded, written=[False] * len(encoded.ids))
+    return encoded if right else encoded.with_columns(written=[False] * len(encoded.ids))
 
 
 def _segmented(encoded: Encoded | EncodedPair, row: Any, fmt: PromptFormat, encode: Encoder) -> Encoded | EncodedPair:
@@ -179,10 +179,10 @@ def _batch_loss(made: Recipe) -> Loss:
     """The loss of a batch: the score's, and beside it lm_weight times the language model's."""
 
     def score_alone(model: Any, batch: Batch) -> Tensor:
-        return made.loss(model(batch["input_ids"], batch["attention_mask"], segments=batch.get("segments")), batch)
+        return made.loss(model(batch["input_ids"], batch["attention_mask"], segments=batch.get("segment")), batch)
 
     def with_language(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, language = model(batch["input_ids"], batch["attention_mask"], True, batch.get("segments"))
+        logits, language = model(batch["input_ids"], batch["attention_mask"], True, batch.get("segment"))
         return made.loss(logits, batch), made.lm_weight * next_token_loss(language, token_labels(batch, "written"))
 
     return with_language if made.lm_weight else score_alone
@@ -242,7 +242,7 @@ def with_model_values(rows: Sequence[SolutionRow], model: CriticModel, config: T
         numbers = fitting[first : first + config.batch_size]
         batch = collate([encoded[i] for i in numbers])
         inputs = [batch[name].to(device) for name in ("input_ids", "attention_mask")]
-        segments = batch["segments"].to(device) if model.by_surprisal else None
+        segments = batch["segment"].to(device) if model.by_surprisal else None
         with torch.no_grad():
             scores = torch.sigmoid(model(*inputs, segments=segments).float()).cpu()
         for i, row_scores, mask in zip(numbers, scores, batch["mask"], strict=True):

@@ -1,7 +1,7 @@
-"""How rows become token ids with labels and masks, exactly as the policy and the critics encode them, and batches of these."""
+"""How rows become token ids with masks and named columns, exactly as policy and critics encode them, and their batches."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,17 +18,24 @@ SolutionBased = SolutionRow | StepRow | TreeRow
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row: token ids [T], labels in [0, 1] [T] and the mask [T] of positions that count."""
+    """One row: token ids [T], the mask [T] of positions that count, and what else a loss reads of each position."""
 
     ids: list[int]
-    labels: list[float]
     mask: list[bool]
-    weights: list[float] | None = None
-    """How much a position that counts does so [T], above 0 there; None: all alike."""
-    written: list[bool] | None = None
-    """Which tokens the policy wrote [T], for a language-model loss beside the score's; None: there is none."""
-    segments: list[int] | None = None
-    """The step that each token belongs to [T], from 1, and 0 outside the solution; None: the critic's head does not ask."""
+    columns: Mapping[str, list[Any]] = field(default_factory=dict)
+    """By name, [T] each; all rows of a training have the same ones.
+
+    target     critics: the score that is wanted, in [0, 1]
+    weight     critics: how much a position that counts does so, above 0 there; weighted imitation: its solution's weight
+    written    critics: whether the policy wrote the token, for a language-model loss beside the score's
+    segment    critics by surprisal: the step that the token belongs to, from 1; 0 outside the solution
+    solving    generative verifiers: whether the row teaches solving, not verifying
+    share      distill, joint: the target policy's pi of the action that the token belongs to
+    outcome    joint: z, at the one position of a row where `known` holds
+    known      joint: whether the position has an outcome
+    reference  dpo: the first policy's log-probability of the side, at its first counted token
+    advantage  policy gradient: that of the token's step
+    """
 
     @property
     def parts(self) -> "tuple[Encoded, ...]":
@@ -38,7 +45,19 @@ class Encoded:
     @property
     def counts(self) -> bool:
         """Whether any position counts, for one loss or another."""
-        return any(self.mask) or any(self.weights or ())
+        return any(self.mask) or any(self.columns.get("known", ()))
+
+    def with_columns(self, **columns: list[Any]) -> "Encoded":
+        """The row with these columns besides its own."""
+        return replace(self, columns={**self.columns, **columns})
+
+    def to_length(self, n: int) -> "Encoded":
+        """The row cut off, or extended by positions that count nothing and whose columns are 0."""
+
+        def fit(values: list[Any]) -> list[Any]:
+            return [*values[:n], *[type(values[0])()] * (n - len(values))]
+
+        return Encoded(fit(self.ids), fit(self.mask), {name: fit(values) for name, values in self.columns.items()})
 
 
 @dataclass(frozen=True)
@@ -62,22 +81,22 @@ class EncodedGroup:
 
 
 def encode_solution(row: SolutionRow, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
-    """For the policy: the steps' tokens and the closing end-of-text count; the token ids are their own labels."""
+    """For the policy: the steps' tokens and the closing end-of-text count."""
     ids, ends = _ids_and_ends(row, fmt, encode)
     ids = [*ids, eos]
-    return Encoded(ids, [row.label] * len(ids), [i > ends[0] for i in range(len(ids))])
+    return Encoded(ids, [i > ends[0] for i in range(len(ids))])
 
 
 def encode_outcome_everywhere(row: SolutionRow, fmt: PromptFormat, encode: Encoder) -> Encoded:
-    """For the value model (OVM): the outcome labels every solution token, and the question's last: the empty prefix."""
+    """For the value model (OVM): the outcome is the target of every solution token, and of the question's last one."""
     ids, ends = _ids_and_ends(row, fmt, encode)
-    return Encoded(ids, [row.label] * len(ids), [i >= ends[0] for i in range(len(ids))])
+    return Encoded(ids, [i >= ends[0] for i in range(len(ids))], {"target": [float(row.label)] * len(ids)})
 
 
 def encode_outcome_at_end(row: SolutionRow, fmt: PromptFormat, encode: Encoder) -> Encoded:
-    """For the ORM: the outcome labels the last token."""
+    """For the ORM: the outcome is the target of the last token."""
     ids, ends = _ids_and_ends(row, fmt, encode)
-    return Encoded(ids, [row.label] * len(ids), [i == ends[-1] for i in range(len(ids))])
+    return Encoded(ids, [i == ends[-1] for i in range(len(ids))], {"target": [float(row.label)] * len(ids)})
 
 
 def encode_steps(row: StepRow, fmt: PromptFormat, encode: Encoder) -> Encoded:
@@ -100,11 +119,11 @@ def encode_prefixes(
         weights: one a prefix, or None; a prefix of weight 0 does not count.
     """
     ids, ends = _ids_and_ends(row, fmt, encode)
-    labels, mask, weighing = [0.0] * len(ids), [False] * len(ids), [0.0] * len(ids)
+    placed, mask, weighing = [0.0] * len(ids), [False] * len(ids), [0.0] * len(ids)
     for end, target, weight in zip(ends, targets, weights or [1.0] * len(ends), strict=True):
         if target is not None and weight > 0:
-            labels[end], mask[end], weighing[end] = target, True, weight
-    return Encoded(ids, labels, mask, None if weights is None else weighing)
+            placed[end], mask[end], weighing[end] = float(target), True, float(weight)
+    return Encoded(ids, mask, {"target": placed} | ({} if weights is None else {"weight": weighing}))
 
 
 def encode_next(
@@ -116,7 +135,7 @@ def encode_next(
     """
     ids, ends = _ids_and_ends(SolutionRow("", question, (*prefix, *steps)), fmt, encode)
     ids = [*ids, eos] if fmt.states_answer(steps[-1]) else ids
-    return Encoded(ids, [0.0] * len(ids), [i > ends[len(prefix)] for i in range(len(ids))])
+    return Encoded(ids, [i > ends[len(prefix)] for i in range(len(ids))])
 
 
 def encode_pair(row: PairRow, fmt: PromptFormat, encode: Encoder) -> EncodedPair:
@@ -129,20 +148,16 @@ def encode_pair(row: PairRow, fmt: PromptFormat, encode: Encoder) -> EncodedPair
 def with_language_labels(encoded: Encoded, row: SolutionBased, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
     """The row with the closing end-of-text, which no score is asked for, and the tokens of the language-model loss marked."""
     start = _ids_and_ends(row, fmt, encode)[1][0] + 1
-    return Encoded(
-        [*encoded.ids, eos],
-        [*encoded.labels, 0.0],
-        [*encoded.mask, False],
-        None if encoded.weights is None else [*encoded.weights, 0.0],
-        [i >= start for i in range(len(encoded.ids) + 1)],
-    )
+    n = len(encoded.ids)
+    longer = encoded.to_length(n + 1).with_columns(written=[i >= start for i in range(n + 1)])
+    return replace(longer, ids=[*encoded.ids, eos])
 
 
 def with_segments(encoded: Encoded, row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> Encoded:
     """The row with the number of each token's step, for a head that judges by surprisal."""
     ends = _ids_and_ends(row, fmt, encode)[1]
     steps = [0] * (ends[0] + 1) + [i for i in range(1, len(ends)) for _ in range(ends[i] - ends[i - 1])]
-    return replace(encoded, segments=[*steps, *([0] * (len(encoded.ids) - len(steps)))])
+    return encoded.with_columns(segment=[*steps, *([0] * (len(encoded.ids) - len(steps)))])
 
 
 def _ids_and_ends(row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> tuple[list[int], list[int]]:
@@ -151,31 +166,21 @@ def _ids_and_ends(row: SolutionBased, fmt: PromptFormat, encode: Encoder) -> tup
 
 
 def collate(batch: Sequence[Encoded | EncodedPair | EncodedGroup]) -> dict[str, Tensor]:
-    """Pad on the right: input_ids, attention_mask [B, T] long; labels [B, T] float; mask [B, T] boolean.
+    """Pad on the right: input_ids, attention_mask [B, T] long, mask [B, T] boolean, and the rows' columns [B, T] by name.
 
-    Where the rows have them also weights [B, T] float, written [B, T] boolean and segments [B, T] long. A pair makes two rows,
-    a group several, and item [B] long says which of the batch's items a row is of.
+    A pair makes two rows, a group several, and item [B] long says which of the batch's items a row is of.
     """
     rows = [part for item in batch for part in item.parts]
     width = max(len(row.ids) for row in rows)
-
-    def padded(values: Callable[[Encoded], list[Any]], fill: Any) -> Tensor:
-        return torch.tensor([[*values(r), *([fill] * (width - len(r.ids)))] for r in rows])
-
+    padded = [row.to_length(width) for row in rows]
     tensors = {
-        "input_ids": padded(lambda r: r.ids, 0),
-        "attention_mask": padded(lambda r: [1] * len(r.ids), 0),
-        "labels": padded(lambda r: r.labels, 0.0),
-        "mask": padded(lambda r: r.mask, False),
+        "input_ids": torch.tensor([row.ids for row in padded]),
+        "attention_mask": torch.tensor([[int(i < len(row.ids)) for i in range(width)] for row in rows]),
+        "mask": torch.tensor([row.mask for row in padded]),
+        **{name: torch.tensor([row.columns[name] for row in padded]) for name in rows[0].columns},
     }
     if not isinstance(batch[0], Encoded):
         tensors["item"] = torch.tensor([i for i, item in enumerate(batch) for _ in item.parts])
-    if rows[0].weights is not None:
-        tensors["weights"] = padded(lambda r: r.weights or [], 0.0)
-    if rows[0].written is not None:
-        tensors["written"] = padded(lambda r: r.written or [], False)
-    if rows[0].segments is not None:
-        tensors["segments"] = padded(lambda r: r.segments or [], 0)
     return tensors
 
 

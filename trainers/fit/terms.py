@@ -24,8 +24,8 @@ Counts = Callable[[Batch], Sequence[Tensor]]
 
 def counted(batch: Batch) -> Tensor:
     """The positions that count; where they have weights, the weights' sum."""
-    if "weights" in batch:
-        return (batch["weights"] * batch["mask"]).sum()
+    if "weight" in batch:
+        return (batch["weight"] * batch["mask"]).sum()
     return batch["mask"].sum()
 
 

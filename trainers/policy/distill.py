@@ -11,7 +11,7 @@ AlphaZero's actions are all legal moves, ours a sample of texts; both readings o
 value model's training, its weight decay the optimiser's. `trainers.data.targets` makes the rows.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from torch import Tensor
@@ -59,7 +59,7 @@ def train_distill(call: TrainCall) -> Metrics:
 
 
 def encode_target(row: TargetRow, distill: DistillConfig, fmt: PromptFormat, encode: Encoder, eos: int) -> EncodedGroup:
-    """A sequence for each action behind the prefix; pi stands as the label of the action's tokens.
+    """A sequence for each action behind the prefix; pi stands at each of the action's tokens.
 
     sum: actions without a share of pi are left out, for they add nothing. siblings: all actions, without the end of the text:
     a search stops at the answer's line, so its priors do not hold it.
@@ -74,19 +74,18 @@ def encode_target(row: TargetRow, distill: DistillConfig, fmt: PromptFormat, enc
 
 
 def _with_share(part: Encoded, share: float) -> Encoded:
-    return replace(part, labels=[share if counts else 0.0 for counts in part.mask])
+    return part.with_columns(share=[float(share) if counts else 0.0 for counts in part.mask])
 
 
 def _without_end(part: Encoded, eos: int) -> Encoded:
-    n = len(part.ids) - (part.ids[-1] == eos)
-    return Encoded(part.ids[:n], part.labels[:n], part.mask[:n])
+    return part.to_length(len(part.ids) - (part.ids[-1] == eos))
 
 
 def target_loss(logits: Tensor, batch: dict[str, Tensor], distill: DistillConfig) -> Tensor:
     """The loss of a batch of encoded targets; logits [B, T, V]."""
     mask = batch["mask"]
     logprobs = sequence_logprobs(logits, batch["input_ids"], mask)
-    targets = batch["labels"].amax(1)  # the same number at each of an action's tokens, 0 elsewhere
+    targets = batch["share"].amax(1)  # the same number at each of an action's tokens, 0 elsewhere
     if distill.over == "sum":
         return distillation_loss(logprobs, targets, batch["item"])
     return sibling_distillation_loss(logprobs, mask.sum(1), targets, batch["item"], distill.prior_temperature)

@@ -10,7 +10,7 @@ so that no second copy of the weights is held. Only what stands behind the pair'
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Annotated, Any
 
@@ -74,7 +74,7 @@ def encode_preference(row: PairRow, fmt: PromptFormat, encode: Encoder, eos: int
 
 
 def with_reference(pairs: Sequence[EncodedPair], lm: TrainablePolicy, config: TrainConfig) -> list[EncodedPair]:
-    """The pairs with the model's log-probability of each side as the label of its first counted token.
+    """The pairs with the model's log-probability of each side as its reference.
 
     Pairs that are too long to be trained on stay as they are.
     """
@@ -88,20 +88,20 @@ def with_reference(pairs: Sequence[EncodedPair], lm: TrainablePolicy, config: Tr
         with torch.no_grad():
             known = sequence_logprobs(token_logits(lm.model, batch), batch["input_ids"], batch["mask"]).view(-1, 2).tolist()
         for i, (better, worse) in zip(numbers, known, strict=True):
-            found[i] = EncodedPair(_labelled(pairs[i].chosen, better), _labelled(pairs[i].rejected, worse))
+            found[i] = EncodedPair(_with_reference(pairs[i].chosen, better), _with_reference(pairs[i].rejected, worse))
     return found
 
 
-def _labelled(part: Encoded, logprob: float) -> Encoded:
-    labels = [0.0] * len(part.ids)
-    labels[part.mask.index(True)] = logprob
-    return replace(part, labels=labels)
+def _with_reference(part: Encoded, logprob: float) -> Encoded:
+    reference = [0.0] * len(part.ids)
+    reference[part.mask.index(True)] = logprob
+    return part.with_columns(reference=reference)
 
 
 def preference_loss(logits: Tensor, batch: dict[str, Tensor], dpo: DPOConfig) -> Tensor:
     """The loss of a batch of pairs with their reference; logits [2 P, T, V]."""
     logprobs = sequence_logprobs(logits, batch["input_ids"], batch["mask"])
-    loss = dpo_loss(logprobs, batch["labels"].sum(1), dpo.beta)
+    loss = dpo_loss(logprobs, batch["reference"].sum(1), dpo.beta)
     if dpo.nll_weight == 0:
         return loss
     per_token = logprobs / batch["mask"].sum(1)

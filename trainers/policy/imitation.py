@@ -9,7 +9,6 @@ the question's solutions.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -51,7 +50,7 @@ def train_weighted(call: TrainCall) -> Metrics:
     """`train_sft` with each solution counting by its weight; wrong ones too, where the rows hold some."""
 
     def batch_loss(model: Any, batch: Batch) -> Tensor:
-        return weighted_next_token_loss(token_logits(model, batch), token_labels(batch), batch["weights"])
+        return weighted_next_token_loss(token_logits(model, batch), token_labels(batch), batch["weight"])
 
     return _imitate(call, encode_weighted, batch_loss)
 
@@ -66,7 +65,7 @@ def _imitate(call: TrainCall, encode: Callable[[SolutionRow, PromptFormat, Encod
 def encode_weighted(row: SolutionRow, fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
     """A solution for the policy, every token of it with the solution's weight."""
     encoded = encode_solution(row, fmt, encode, eos)
-    return replace(encoded, weights=[row.weight if counts else 0.0 for counts in encoded.mask])
+    return encoded.with_columns(weight=[float(row.weight) if counts else 0.0 for counts in encoded.mask])
 
 
 SFT = PolicyTrainer(train_sft, SolutionRow, imitation_rows)

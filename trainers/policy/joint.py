@@ -12,7 +12,7 @@ whole solution, or a prefix that the search tried once) no policy term; weight d
 """
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
@@ -93,15 +93,14 @@ def train_joint(call: PolicyCall) -> Metrics:
 
     def batch_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, values = model(batch["input_ids"], batch["attention_mask"])
-        known = batch["weights"] > 0
         policy = policy_term(logits, batch, joint.policy)
-        loss = joint_loss(policy, values, batch["labels"], known, joint.value_weight)
+        loss = joint_loss(policy, values, batch["outcome"], batch["known"], joint.value_weight)
         terms.append((float(policy.detach()), float(loss.detach() - policy.detach())))
         return policy, loss - policy
 
     def batch_counts(batch: Batch) -> tuple[Tensor, Tensor]:
         compared = torch.unique(batch["item"][batch["mask"].any(1)])
-        return torch.tensor(len(compared)), (batch["weights"] > 0).sum()
+        return torch.tensor(len(compared)), batch["known"].sum()
 
     model, config = JointModel(lm.model, critic.head), lm.fitting(call.config)
     metrics = fit(model, encoded, batch_loss, config, call.seed, batch_counts, call.logs)
@@ -117,8 +116,7 @@ def policy_term(logits: Tensor, batch: Batch, distill: DistillConfig) -> Tensor:
     compared = batch["mask"].any(1)
     if not compared.any():
         return logits.sum() * 0.0
-    rows = {name: batch[name][compared] for name in ("input_ids", "mask", "labels", "item")}
-    rows["labels"] = torch.where(rows["mask"], rows["labels"], 0.0)
+    rows = {name: batch[name][compared] for name in ("input_ids", "mask", "share", "item")}
     rows["item"] = torch.unique(rows["item"], return_inverse=True)[1]
     return target_loss(logits[compared], rows, distill)
 
@@ -126,17 +124,15 @@ def policy_term(logits: Tensor, batch: Batch, distill: DistillConfig) -> Tensor:
 def encode_joint(row: TargetRow, joint: JointConfig, fmt: PromptFormat, encode: Encoder, eos: int) -> EncodedGroup:
     """The policy's encoding, or the bare prefix where no steps were compared.
 
-    In its first sequence z is the label of the prefix's last token, which alone has a weight.
+    In its first sequence z stands at the prefix's last token.
     """
     prefix = encode([fmt.question(row.question), *(fmt.step(text) for text in row.steps)])
     end = len(prefix) - 1
-    bare = Encoded(prefix, [0.0] * len(prefix), [False] * len(prefix))
+    bare = Encoded(prefix, [False] * len(prefix), {"share": [0.0] * len(prefix)})
     group = encode_target(row, joint.policy, fmt, encode, eos).parts if row.actions else (bare,)
-    parts = [replace(part, weights=[0.0] * len(part.ids)) for part in group]
+    parts = [part.with_columns(outcome=[0.0] * len(part.ids), known=[False] * len(part.ids)) for part in group]
     if row.outcome is not None:
-        labels, weights = list(parts[0].labels), [0.0] * len(parts[0].ids)
-        labels[end], weights[end] = row.outcome, 1.0
-        parts[0] = replace(parts[0], labels=labels, weights=weights)
+        parts[0].columns["outcome"][end], parts[0].columns["known"][end] = float(row.outcome), True
     return EncodedGroup(tuple(parts))
 
 

@@ -114,7 +114,7 @@ def test_diagnosis_of_two_critics(
     [
         (["--num_samples", "1"], "num_samples is 1"),
         (["--num_questions", "1"], "num_questions is 1"),
-        (["--prm_aggregate", "median"], "prm_aggregate is 'median'"),
+        (["--prm_aggregate", "median"], "prm_aggregate' is 'median'; did you mean 'mean'"),
         (["--num_sample", "3"], "did you mean 'num_samples'"),
     ],
 )

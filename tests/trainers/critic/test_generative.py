@@ -22,8 +22,6 @@ from llm_mcts.prompts import RATIONALE, Encoder, PromptConfig, PromptFormat
 from llm_mcts.tasks.equations import evaluate
 from llm_mcts.types import State, Step
 from trainers.critic.generative import (
-    SOLVE,
-    VERIFY,
     GenRMConfig,
     balanced,
     encode_verdict,
@@ -48,7 +46,7 @@ def test_the_mixed_loss_by_hand() -> None:
     batch = {
         "input_ids": torch.tensor([[0, 1, 1, 1]]),
         "mask": torch.tensor([[False, True, True, True]]),
-        "labels": torch.tensor([[SOLVE, VERIFY, SOLVE, SOLVE]]),
+        "solving": torch.tensor([[True, False, True, True]]),
     }
     verify, solve = verdict_terms(p.log(), batch, 1 / 3)
     # -log 0.25, and 1/3 * (-log 0.5 - log 0.8) / 2

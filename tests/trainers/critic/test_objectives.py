@@ -209,7 +209,7 @@ def test_a_models_own_values(tiny_model: Path, tmp_path: Path, fitted: list[Fitt
     losses = value(target="td_lambda", estimate="model", lam=0.0, gamma=0.5)
     train_critic("value", TrainCall(SOLUTIONS, str(start), tmp_path / "next", config, losses))
     for encoded, (_, after_one, after_both), row in zip(fitted[1].rows, scores, SOLUTIONS, strict=True):
-        labels = [label for label, counts in zip(encoded.labels, encoded.mask, strict=True) if counts]
+        labels = [label for label, counts in zip(encoded.columns["target"], encoded.mask, strict=True) if counts]
         # lambda 0: half the next prefix's score, and the outcome at the end
         assert labels == pytest.approx([0.5 * after_one, 0.5 * after_both, row.label], abs=1e-5)
 
@@ -256,7 +256,7 @@ def encoded(kind: Kind, losses: CriticLossConfig, row: Row) -> Any:
 
 
 def labelled(row: Encoded) -> dict[int, float]:
-    return {i: label for i, (label, counts) in enumerate(zip(row.labels, row.mask, strict=True)) if counts}
+    return {i: label for i, (label, counts) in enumerate(zip(row.columns["target"], row.mask, strict=True)) if counts}
 
 
 def test_prefix_labels_stand_at_the_ends_of_prefixes() -> None:
@@ -270,7 +270,7 @@ def test_prefix_labels_stand_at_the_ends_of_prefixes() -> None:
 def test_tree_q_labels_and_weights() -> None:
     row = encoded("value", value(target="tree_q"), SMALL_TREE)
     assert labelled(row) == {19: 0.5, 21: 0.25}
-    assert {i: weight for i, weight in enumerate(row.weights) if weight} == {19: 4, 21: 2}
+    assert {i: weight for i, weight in enumerate(row.columns["weight"]) if weight} == {19: 4, 21: 2}
     counted_elsewhere = encoded("value", value(target="tree_q"), replace(SMALL_TREE, visits=(0, 2, 0)))
     assert labelled(counted_elsewhere) == {21: 0.25}
 
@@ -308,16 +308,17 @@ def test_the_language_models_tokens_are_the_solution_and_its_end() -> None:
     labels = token_labels(collate([row]), "written")[0].tolist()
     assert labels == [IGNORE] * 20 + [*map(ord, "a\nbc\n"), EOS]
     tree = with_language_labels(encoded("value", value(target="tree_q"), SMALL_TREE), SMALL_TREE, FORMAT, encode, EOS)
-    assert tree.weights is not None
-    assert len(tree.weights) == len(tree.ids) == len(tree.mask) == len(tree.labels) == 26
+    assert {len(column) for column in (tree.ids, tree.mask, *tree.columns.values())} == {26}
+    assert set(tree.columns) == {"target", "weight", "written"}
 
 
 def test_the_batch_of_a_weighted_loss_by_hand() -> None:
-    rows = [Encoded([5, 6], [0.5, 1.0], [True, True], [2.0, 1.0]), Encoded([7], [0.0], [True], [3.0])]
+    columns = [{"target": [0.5, 1.0], "weight": [2.0, 1.0]}, {"target": [0.0], "weight": [3.0]}]
+    rows = [Encoded([5, 6], [True, True], columns[0]), Encoded([7], [True], columns[1])]
     batch = collate(rows)
-    assert batch["weights"].tolist() == [[2.0, 1.0], [3.0, 0.0]]
+    assert batch["weight"].tolist() == [[2.0, 1.0], [3.0, 0.0]]
     assert "written" not in batch
-    assert set(collate([Encoded([5], [0.5], [True])])) == {"input_ids", "attention_mask", "labels", "mask"}
+    assert set(collate([Encoded([5], [True], {"target": [0.5]})])) == {"input_ids", "attention_mask", "target", "mask"}
     # Logit 0 everywhere: (2 * 0 + 1 * 0.25 + 3 * 0.25) / 6 = 1/6
     loss = recipe("value", value(target="tree_q")).loss(torch.zeros(2, 2), batch)
     assert loss.item() == pytest.approx(1 / 6, abs=1e-6)
@@ -325,7 +326,7 @@ def test_the_batch_of_a_weighted_loss_by_hand() -> None:
 
 def test_the_losses_by_name() -> None:
     """At logit ln 3 (score 3/4) and label 1: squared error 1/16, cross-entropy -ln 3/4 = 0.287682."""
-    batch = collate([Encoded([5], [1.0], [True])])
+    batch = collate([Encoded([5], [True], {"target": [1.0]})])
     logits = torch.tensor([[1.0986123]])
     settings = [("value", value), ("prm", prm), ("orm", orm)]
     for kind, of in settings:
@@ -341,7 +342,8 @@ class TwoLogits:
 
 
 def test_the_language_models_loss_is_added_with_its_weight() -> None:
-    batch = collate([Encoded([1, 2, 3], [1.0] * 3, [False, True, True], None, [False, True, True])])
+    columns = {"target": [1.0] * 3, "written": [False, True, True]}
+    batch = collate([Encoded([1, 2, 3], [False, True, True], columns)])
     alone, both = (
         trainers.critic.train._batch_loss(recipe("value", value(lm_weight=w)))(TwoLogits(), batch) for w in (0.0, 0.5)
     )
@@ -369,7 +371,8 @@ def shifted(encode: EncodeRow, by: int) -> EncodeRow:
     def moved(row: Encoded) -> Encoded:
         n = len(row.ids)
         places = [(i - by) % n for i in range(n)]
-        return replace(row, labels=[row.labels[i] for i in places], mask=[row.mask[i] for i in places])
+        columns = {name: [values[i] for i in places] for name, values in row.columns.items()}
+        return replace(row, columns=columns, mask=[row.mask[i] for i in places])
 
     def planted(*args: Any) -> Any:
         row = encode(*args)
@@ -477,7 +480,7 @@ def test_labels_of_another_trajectory_are_caught(name: str) -> None:
 
     def planted(rows: Sequence[Row]) -> list[Encoded]:
         own = [encoded(kind, losses, row) for row in rows]
-        return [replace(a, labels=b.labels) for a, b in zip(own, own[1:] + own[:1], strict=True)]
+        return [replace(a, columns=b.columns) for a, b in zip(own, own[1:] + own[:1], strict=True)]
 
     with pytest.raises(AssertionError):
         check_labels(name, planted)
@@ -491,10 +494,10 @@ def check_padding(collate_rows: Callable[[Sequence[Any]], dict[str, Tensor]]) ->
         for row in (SMALL_TREE, replace(SMALL_TREE, question="QQQQ"))
     ]
     alone, batch, n = collate_rows(rows[:1]), collate_rows(rows), len(rows[0].ids)
-    assert set(alone) == {"input_ids", "attention_mask", "labels", "mask", "weights", "written"}
+    assert set(alone) == {"input_ids", "attention_mask", "target", "mask", "weight", "written"}
     for name, tensor in alone.items():
         assert torch.equal(batch[name][:1, :n], tensor), name
-        if name != "labels":
+        if name != "target":
             assert not batch[name][0, n:].any(), name
 
 

@@ -46,5 +46,5 @@ def test_what_is_counted() -> None:
     assert int(tokens(batch)) == 2  # without the two at the rows' beginnings
     assert int(tokens(batch, "written")) == 8
     assert int(items({"item": torch.tensor([0, 0, 1, 1, 1])})) == 2
-    batch["weights"] = torch.tensor([[0.5, 2.0, 9.0]] * 4)  # 9 stands once where the mask is
+    batch["weight"] = torch.tensor([[0.5, 2.0, 9.0]] * 4)  # 9 stands once where the mask is
     assert float(counted(batch)) == pytest.approx(0.5 + 2.0 + 9.0 + 0.5)

@@ -308,29 +308,36 @@ def test_the_value_models_mask() -> None:
     encoded = encode_outcome_everywhere(SMALL, FORMAT, characters())
     assert encoded.ids == [*map(ord, "Question: Q\nAnswer:\na\nbc\n")]
     assert places(encoded) == [19, 20, 21, 22, 23, 24]
-    assert encoded.labels == [0.0] * 25
+    assert encoded.columns == {"target": [0.0] * 25}
 
 
 def test_the_orms_mask() -> None:
     encoded = encode_outcome_at_end(SMALL, FORMAT, characters())
     assert places(encoded) == [24]
-    assert encoded.labels[24] == 0.0
-    assert encode_outcome_at_end(replace(SMALL, label=0.75), FORMAT, characters()).labels[24] == 0.75
+    assert encoded.columns["target"][24] == 0.0
+    assert encode_outcome_at_end(replace(SMALL, label=0.75), FORMAT, characters()).columns["target"][24] == 0.75
 
 
 def test_the_prms_mask() -> None:
     encoded = encode_steps(StepRow("p", "Q", ("a", "bc"), (0.25, 1.0)), FORMAT, characters())
     assert places(encoded) == [21, 24]
-    assert (encoded.labels[21], encoded.labels[24]) == (0.25, 1.0)
+    assert (encoded.columns["target"][21], encoded.columns["target"][24]) == (0.25, 1.0)
     partly = encode_steps(StepRow("p", "Q", ("a", "bc"), (None, 0.5)), FORMAT, characters())
     assert places(partly) == [24]
 
 
 def test_the_batch_by_hand() -> None:
-    batch = collate([Encoded([5, 6, 7], [0.0, 0.5, 1.0], [False, True, True]), Encoded([8], [1.0], [True])])
+    columns: list[dict[str, list[Any]]] = [
+        {"target": [0.0, 0.5, 1.0], "written": [False, True, True], "segment": [0, 1, 2]},
+        {"target": [1.0], "written": [True], "segment": [3]},
+    ]
+    batch = collate([Encoded([5, 6, 7], [False, True, True], columns[0]), Encoded([8], [True], columns[1])])
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[0.0, 0.5, 1.0], [1.0, 0.0, 0.0]]
+    assert batch["target"].tolist() == [[0.0, 0.5, 1.0], [1.0, 0.0, 0.0]]
+    assert batch["written"].tolist() == [[False, True, True], [True, False, False]]
+    assert batch["segment"].tolist() == [[0, 1, 2], [3, 0, 0]]
+    assert [batch[name].dtype for name in ("target", "written", "segment")] == [torch.float32, torch.bool, torch.int64]
     assert batch["mask"].tolist() == [[False, True, True], [True, False, False]]
     assert token_labels(batch).tolist() == [[IGNORE, 6, 7], [8, IGNORE, IGNORE]]
 
@@ -347,7 +354,8 @@ def shifted(encode: EncodeRow, by: int) -> EncodeRow:
     def planted(*args: Any) -> Encoded:
         row = encode(*args)
         n = len(row.ids)
-        return Encoded(row.ids, [row.labels[(i - by) % n] for i in range(n)], [row.mask[(i - by) % n] for i in range(n)])
+        moved = {name: [values[(i - by) % n] for i in range(n)] for name, values in row.columns.items()}
+        return Encoded(row.ids, [row.mask[(i - by) % n] for i in range(n)], moved)
 
     return planted
 
@@ -373,15 +381,15 @@ def check_critic_positions(encode: EncodeRow, row: Row, model: CriticModel, firs
     assert trained[-1] == pytest.approx(scores[-1], abs=1e-5)
     if isinstance(row, StepRow):
         assert trained == pytest.approx(scores[1:], abs=1e-5)
-        assert batch["labels"][batch["mask"]].tolist() == list(row.labels)
+        assert batch["target"][batch["mask"]].tolist() == list(row.labels)
     else:
-        assert set(batch["labels"][batch["mask"]].tolist()) == {row.label}
+        assert set(batch["target"][batch["mask"]].tolist()) == {row.label}
 
 
 def check_outcomes(encode: Callable[[Sequence[Row]], list[Encoded]]) -> None:
     """Every labelled token of a row bears its own row's outcome."""
     for row, encoded in zip(SOLUTIONS, encode(SOLUTIONS), strict=True):
-        assert {label for label, counts in zip(encoded.labels, encoded.mask, strict=True) if counts} == {row.label}
+        assert {label for label, counts in zip(encoded.columns["target"], encoded.mask, strict=True) if counts} == {row.label}
 
 
 def check_padding(collate_rows: Collate) -> None:
@@ -448,7 +456,9 @@ def test_a_label_of_another_trajectory_is_caught(encode: EncodeRow) -> None:
     def planted(rows: Sequence[Any]) -> list[Encoded]:
         own = [encode(row, FORMAT, characters()) for row in rows]
         return [
-            replace(row, labels=[other.labels[0]] * len(row.ids)) for row, other in zip(own, own[1:] + own[:1], strict=True)
+            row.with_columns(target=[other.columns["target"][0]] * len(row.ids))
+            for row, other in zip(own, own[1:] + own[:1], strict=True)
+            for row, other in zip(own, own[1:] + own[:1], strict=True)
         ]
 
     with pytest.raises(AssertionError):
@@ -474,7 +484,7 @@ def test_padding_on_the_left_is_caught() -> None:
 
 def test_padding_changes_no_logit(critic: CriticModel) -> None:
     encoded = [encode_outcome_everywhere(row, FORMAT, Encoder(critic.tokenizer)) for row in (SOLUTIONS[0], SOLUTIONS[7])]
-    encoded[0] = Encoded(encoded[0].ids[:-4], encoded[0].labels[:-4], encoded[0].mask[:-4])
+    encoded[0] = encoded[0].to_length(len(encoded[0].ids) - 4)
     together = collate(encoded)
     with torch.no_grad():
         logits = critic(together["input_ids"], together["attention_mask"])

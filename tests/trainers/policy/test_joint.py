@@ -136,26 +136,28 @@ def encoded(outcome: float | None, joint: JointConfig | None = None) -> EncodedG
 def test_z_stands_at_the_prefixs_last_token_of_the_first_sequence() -> None:
     # "Question: Q\nAnswer:\n" is 20 characters, places 0 to 19; "a\n" 20 and 21; then "bc\n" or "d\n".
     first, second = encoded(0.5).parts
-    assert first.labels == [0.0] * 21 + [0.5] + [0.75] * 3
-    assert first.weights == [0.0] * 21 + [1.0] + [0.0] * 3
+    assert first.columns == {
+        "share": [0.0] * 22 + [0.75] * 3,
+        "outcome": [0.0] * 21 + [0.5] + [0.0] * 3,
+        "known": [False] * 21 + [True] + [False] * 3,
+    }
     assert first.mask == [False] * 22 + [True] * 3
-    assert second.labels == [0.0] * 22 + [0.25] * 2
-    assert second.weights == [0.0] * 24
+    assert second.columns == {"share": [0.0] * 22 + [0.25] * 2, "outcome": [0.0] * 24, "known": [False] * 24}
     assert len(encoded(0.5, SIBLINGS).parts) == 3
 
 
 def test_an_unknown_z_has_no_weight() -> None:
-    assert all(not any(part.weights or [1.0]) for part in encoded(None).parts)
+    assert not any(any(part.columns["known"]) for part in encoded(None).parts)
     batch = collate([encoded(None), encoded(0.0)])
-    assert (batch["weights"] > 0).nonzero().tolist() == [[2, 21]]
+    assert batch["known"].nonzero().tolist() == [[2, 21]]
     assert batch["item"].tolist() == [0, 0, 1, 1]
 
 
 def test_a_row_without_actions_is_the_bare_prefix() -> None:
     row = TargetRow("p", "Q", ("a",), (), (), 0.0)
     (part,) = encode_joint(row, JointConfig(), PromptFormat(PromptConfig()), Encoder(Characters()), 3).parts
-    assert (len(part.ids), any(part.mask), part.labels) == (22, False, [0.0] * 22)
-    assert part.weights == [0.0] * 21 + [1.0]
+    assert (len(part.ids), any(part.mask), part.columns["share"]) == (22, False, [0.0] * 22)
+    assert part.columns["known"] == [False] * 21 + [True]
 
 
 @pytest.mark.parametrize("joint", [JointConfig(), SIBLINGS], ids=["sum", "siblings"])
@@ -171,8 +173,7 @@ def test_the_policys_term_passes_over_rows_without_actions(joint: JointConfig) -
     width = batch["input_ids"].shape[1]
     rows = [*range(n), *range(n + 1, 2 * n + 1)]
     without = collate([encoded(0.5, joint), encoded(1.0, joint)])
-    labels = torch.where(without["mask"], without["labels"], 0.0)
-    expected = trainers.policy.joint.target_loss(logits[rows, :width], {**without, "labels": labels}, joint.policy)
+    expected = trainers.policy.joint.target_loss(logits[rows, :width], without, joint.policy)
     mixed = trainers.policy.joint.policy_term(logits[: 2 * n + 1, :width], batch, joint.policy)
     assert mixed.item() == pytest.approx(expected.item(), rel=1e-6)
     nothing = collate([alone])
@@ -205,7 +206,7 @@ def test_it_overfits_and_the_critic_reads_what_was_trained(
     batch = collate(fitted[0].rows)
     with torch.no_grad():
         forward = torch.sigmoid(fitted[0].model.eval()(batch["input_ids"], batch["attention_mask"])[1])
-    assert found[:3] == pytest.approx(forward[batch["weights"] > 0].tolist(), abs=1e-4)
+    assert found[:3] == pytest.approx(forward[batch["known"]].tolist(), abs=1e-4)
     assert values(tmp_path)[:3] == pytest.approx(found[:3], abs=1e-4)  # also with the trunk loaded from its base
 
 
@@ -255,8 +256,8 @@ def _z_a_token_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def shifted(*args: Any) -> EncodedGroup:
         parts = real(*args).parts
-        first = replace(parts[0], weights=[*(parts[0].weights or [])[1:], 0.0], labels=[*parts[0].labels[1:], 0.0])
-        return EncodedGroup((replace(first, mask=[*parts[0].mask[1:], False]), *parts[1:]))
+        early = {name: [*values[1:], type(values[0])()] for name, values in parts[0].columns.items()}
+        return EncodedGroup((replace(parts[0], columns=early, mask=[*parts[0].mask[1:], False]), *parts[1:]))
 
     monkeypatch.setattr(trainers.policy.joint, "encode_joint", shifted)
 
@@ -290,7 +291,7 @@ def test_with_lora_adapter_and_head_move_and_the_policy_is_whole(
     engine = TransformersEngine(EngineConfig(str(tmp_path / "policy")))
     with torch.no_grad():
         forward = torch.sigmoid(fitted[0].model.eval()(batch["input_ids"], batch["attention_mask"])[1])
-    assert values(tmp_path, engine)[:3] == pytest.approx(forward[batch["weights"] > 0].tolist(), abs=1e-4)
+    assert values(tmp_path, engine)[:3] == pytest.approx(forward[batch["known"]].tolist(), abs=1e-4)
 
 
 def test_the_seed_decides_everything(tiny_model: Path, tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ TEXT = [*map(ord, "Question: Q\nAnswer:\na\nbc\n")]
 def test_each_step_has_its_advantage_and_the_end_the_last_ones() -> None:
     row = encoded(("a", "bc"), ended=True)
     assert row.ids == [*TEXT, EOS]
-    assert row.labels[20:] == [0.5, 0.5, -1.0, -1.0, -1.0, -1.0]
+    assert row.columns["advantage"][20:] == [0.5, 0.5, -1.0, -1.0, -1.0, -1.0]
     assert row.mask == [False] * 20 + [True] * 6
 
 
@@ -325,7 +325,7 @@ def test_nothing_is_learnt_that_the_model_did_not_write() -> None:
     assert (cut.ids, cut.mask) == (TEXT, [False] * 20 + [True] * 4 + [False])
     at_once = encoded(("",), ended=True, advantages=(0.25,))  # the end alone, without a line
     assert at_once.ids == [*TEXT[:20], EOS]
-    assert at_once.labels[20:] == [0.25]
+    assert at_once.columns["advantage"][20:] == [0.25]
     assert at_once.mask == [False] * 20 + [True]
 
 
@@ -404,7 +404,8 @@ def test_training_with_a_value_model(tiny_model: Path, tmp_path: Path) -> None:
 
 
 ROWS = [
-    Encoded([5, 6, 7, 8][: 2 + i % 3], [0.0, 1.0, -0.5, 2.0][: 2 + i % 3], [False, *[True] * (1 + i % 3)]) for i in range(8)
+    Encoded([5, 6, 7, 8][: 2 + i % 3], [False, *[True] * (1 + i % 3)], {"advantage": [0.0, 1.0, -0.5, 2.0][: 2 + i % 3]})
+    for i in range(8)
 ]
 
 
@@ -435,7 +436,9 @@ def test_8_forwards_of_1_row_have_the_gradient_of_1_of_8(
     update = update_of(str(tiny_model))
     batch = collate(ROWS)
     logits = update.policy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    policy_gradient_loss(token_logprobs(logits, batch["input_ids"], pg.temperature), batch["labels"], batch["mask"]).backward()
+    policy_gradient_loss(
+        token_logprobs(logits, batch["input_ids"], pg.temperature), batch["advantage"], batch["mask"]
+    ).backward()
     for name, p in update.policy.model.named_parameters():  # ratio 1, and KL 0 to the start: both are REINFORCE's
         assert p.grad is not None
         for one in found:

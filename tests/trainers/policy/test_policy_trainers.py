@@ -156,9 +156,9 @@ def check_target(encode: Callable[..., EncodedGroup]) -> None:
     """Each action's tokens count, with the action's own share; nothing of the prefix does."""
     found = encode(TARGET, DistillConfig(), FORMAT, characters(), EOS)
     assert [counted(part) for part in found.parts] == ["b\n", "#### 8\n$"]
-    assert [sorted(set(part.labels)) for part in found.parts] == [[0.0, 0.25], [0.0, 0.75]]
+    assert [sorted(set(part.columns["share"])) for part in found.parts] == [[0.0, 0.25], [0.0, 0.75]]
     for part in found.parts:
-        assert [label > 0 for label in part.labels] == part.mask
+        assert [share > 0 for share in part.columns["share"]] == part.mask
 
 
 def test_a_targets_mask() -> None:
@@ -216,7 +216,7 @@ def test_a_side_that_begins_with_the_other_is_refused() -> None:
 def test_a_weighted_solution() -> None:
     found = encode_weighted(SolutionRow("p", "Q", ("a", "#### 8"), 1.0, 2.5), FORMAT, characters(), EOS)
     assert counted(found) == "a\n#### 8\n$"
-    assert found.weights == [2.5 if counts else 0.0 for counts in found.mask]
+    assert found.columns["weight"] == [2.5 if counts else 0.0 for counts in found.mask]
 
 
 # What is trained is what engines score
@@ -268,7 +268,7 @@ def test_the_reference_is_the_starting_model(sharp_model: Path) -> None:
     lm = load_policy(str(sharp_model), TrainConfig())
     [pair] = with_reference([encode_preference(row, lm.fmt, lm.encode, lm.eos)], lm, TrainConfig())
     tokens = logprob(sharp_model, row.question, row.chosen[:1], row.chosen[1:], row.rejected[1:])
-    assert [sum(part.labels) for part in pair.parts] == pytest.approx([sum(those) for those in tokens], rel=1e-5)
+    assert [sum(part.columns["reference"]) for part in pair.parts] == pytest.approx([sum(those) for those in tokens], rel=1e-5)
     # Nothing has moved: whatever beta, ln 2.
     batch = collate([pair])
     with torch.no_grad():

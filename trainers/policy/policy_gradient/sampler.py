@@ -150,7 +150,7 @@ def _judged(written: Written, problem: Problem, task: Task) -> Sample:
 
 
 def encode_sample(sample: Sample, advantages: Sequence[float], fmt: PromptFormat, encode: Encoder, eos: int) -> Encoded:
-    """The tokens of a sample, each labelled with its step's advantage; the end of the text belongs to the last step.
+    """The tokens of a sample, each with its step's advantage; the end of the text belongs to the last step.
 
     Args:
         sample: what the policy wrote.
@@ -160,12 +160,12 @@ def encode_sample(sample: Sample, advantages: Sequence[float], fmt: PromptFormat
     steps = [s.text for s in sample.state.steps if s.text]  # a text that was ended at once has no line, and no newline
     segments = [fmt.question(sample.state.question), *(fmt.step(text) for text in steps)]
     ids, ends = encode(segments), encode.ends(segments)
-    labels, mask = [0.0] * (ends[0] + 1), [False] * (ends[0] + 1)
+    column, mask = [0.0] * (ends[0] + 1), [False] * (ends[0] + 1)
     for start, end, advantage in zip(ends, ends[1:], advantages, strict=False):
-        labels += [advantage] * (end - start)
+        column += [advantage] * (end - start)
         mask += [True] * (end - start)
     if sample.written.cut:
         mask[-1] = False
     if sample.written.ended:
-        ids, labels, mask = [*ids, eos], [*labels, advantages[-1]], [*mask, True]
-    return Encoded(ids, labels, mask)
+        ids, column, mask = [*ids, eos], [*column, advantages[-1]], [*mask, True]
+    return Encoded(ids, mask, {"advantage": column})

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 MAX_NORM = 1.0
 """Gradients are clipped to this norm, as transformers' Trainer does by default."""
-_NOTHING = Encoded([0], [0.0], [False])
+_NOTHING = Encoded([0], [False], {"advantage": [0.0]})
 """A row without a token to learn: keeps processes in step where one of them has fewer samples."""
 
 
@@ -82,7 +82,7 @@ class PolicyUpdate:
         return round(sum(self.everywhere([count])))
 
     def learn(self, rows: Sequence[Encoded], count: int, iteration: int) -> None:
-        """`ppo_epochs` passes over rows whose labels are advantages; `count`: rows of every process, lacking ones are empty."""
+        """`ppo_epochs` passes over rows with advantages; `count`: rows of every process, lacking ones are empty."""
         rows = [*rows, *[_NOTHING] * (count - len(rows))]
         old = self._old_logprobs(rows) if self.pg.ppo_clip else None
         size = self.config.batch_size * self.config.accumulation
@@ -135,7 +135,7 @@ class PolicyUpdate:
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         logits = token_logits(self.model, batch)
         logprobs = token_logprobs(logits, batch["input_ids"], self.pg.temperature)
-        advantages, mask = batch["labels"], batch["mask"]
+        advantages, mask = batch["advantage"], batch["mask"]
         if self.pg.ppo_clip:
             loss = clipped_policy_gradient_loss(logprobs, batch["old"], advantages, mask, self.pg.ppo_clip)
         else:
