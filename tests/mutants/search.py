@@ -32,7 +32,18 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     (SELECTION, "scale * child.prior / (1 + n)", "scale / (1 + n)", SELECTION_TEST),
     (SELECTION, "c * sqrt(node.visit_count + virtual_loss * in_flight)", "c * sqrt(node.visit_count)", SELECTION_TEST),
     (SELECTION, "node.q_value if fpu is None else fpu", "node.q_value or fpu or 0.0", SELECTION_TEST),
-    (SELECTION, "n += virtual_loss * child.in_flight", "n -= virtual_loss * child.in_flight", SELECTION_TEST),
+    (
+        SELECTION,
+        "n += virtual_loss * child.in_flight\n        if n == 0:",
+        "n -= virtual_loss * child.in_flight\n        if n == 0:",
+        SELECTION_TEST,
+    ),
+    (
+        SELECTION,
+        "n += virtual_loss * child.in_flight\n        score",
+        "n -= virtual_loss * child.in_flight\n        score",
+        SELECTION_TEST,
+    ),
     (
         SELECTION,
         "for child in node.children)\n    if total <= 0",
