@@ -220,9 +220,9 @@ def verdict(within: Estimate | None, gain: Estimate, vote_gain: Estimate, n: int
         return f"ranks within questions worse than chance: {half}; look for swapped labels"
     if within.low <= 0.5:
         return f"ranks within questions no better than chance: {half}"
-    told = [f"ranks within questions: {half}"]
+    sentences = [f"ranks within questions: {half}"]
     for name, found in (("best", gain), ("weighted vote", vote_gain)):
         word = "beats" if found.low > 0 else "loses to" if found.high < 0 else "ties with"
         points = f"{100 * found.value:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-        told.append(f"its {name} of {n} {word} their majority: {points}")
-    return "; ".join(told)
+        sentences.append(f"its {name} of {n} {word} their majority: {points}")
+    return "; ".join(sentences)

@@ -130,7 +130,7 @@ def f1(hits: Hits) -> float | None:
 
 
 def best_threshold(groups: Sequence[StepGroup], candidates: int = 100) -> float:
-    """The least threshold of greatest F1 (of greatest accuracy where one kind is missing) among quantiles of the scores."""
+    """The lowest threshold of maximum F1 (of maximum accuracy where one kind is missing) among quantiles of the scores."""
     scores = sorted({score for group in groups for case in group for score in case.scores})
     chosen = [*scores[:: max(1, len(scores) // candidates)], inf]
 
@@ -222,8 +222,8 @@ def to_markdown(diagnosis: StepDiagnosis) -> list[str]:
     ]
     rows = [("0.5", d.at_half)]
     if d.tuned:
-        told = " and ".join(f"{t:.3f}" if t < inf else "any" for t in d.thresholds)
-        rows.append((f"{told} (chosen on the other half of the questions)", d.tuned))
+        bounds = " and ".join(f"{t:.3f}" if t < inf else "any" for t in d.thresholds)
+        rows.append((f"{bounds} (chosen on the other half of the questions)", d.tuned))
     for name, row in rows:
         cells = (_percent(found) for found in (row.overall, row.faulty, row.right, row.f1))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -1,4 +1,4 @@
-"""Errors a person can act on: every message says what was found, what was expected and how to mend it, in one line.
+"""Errors a person can act on: every message says what was found, what was expected and how to fix it, in one line.
 
 The library raises them; only the command line turns them into an exit status (2).
 """
@@ -43,7 +43,7 @@ class PolicyError(LLMMCTSError):
 
 
 def blame(error: Exception, kind: type[LLMMCTSError], who: str, question: str) -> NoReturn:
-    """Raise a foreign exception as one of ours that names the question; our own go on as they are."""
+    """Raise a foreign exception as one of ours that names the question; our own pass unchanged."""
     if isinstance(error, LLMMCTSError):
         raise error
     raise kind(f"{who} failed on question {question!r}: {type(error).__name__}: {error}") from error
@@ -52,7 +52,7 @@ def blame(error: Exception, kind: type[LLMMCTSError], who: str, question: str) -
 def exhausted(error: BaseException) -> str | None:
     """What the machine ran out of, "disk" or "memory", if that is what the error or one behind it says; else None.
 
-    Such an error is nobody's question's: it would hit all that follow. Libraries say it in types of their own (torch,
+    Such an error is not caused by one question: it would hit all that follow. Libraries say it in types of their own (torch,
     safetensors), which are known here by name and words, so that none is imported.
     """
     for one in _chain(error):

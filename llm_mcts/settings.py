@@ -65,7 +65,7 @@ class SolverConfig(Settings):
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     critics: CriticsConfig = field(default_factory=CriticsConfig)
     rollout_model: str | None = None
-    """A smaller model that completes solutions in roll-outs (AlphaLLM's fast roll-out); none: the policy does."""
+    """A smaller model that completes solutions in rollouts (AlphaLLM's fast rollout); none: the policy does."""
     share_backbone: bool = False
     """Keep one copy of the base model for policy and critics that are LoRA adapters on it. Saves memory; adapters that are
     not merged compute a little slower."""

@@ -128,7 +128,7 @@ class Solver:
     ) -> SearchResult:
         """Search for the answer to one question; `search`, `seed` and `temperature` replace the configured ones.
 
-        A `tree` from an earlier search of the question is searched on, in place, until its budgets are used up in all: with
+        A `tree` from an earlier search of the question is continued in place, until the budgets are spent in all: with
         the same search, seed and a greater budget it becomes the tree that the greater budget would have grown at once.
         `tree.subtree(node)` starts from a chosen step (not for gumbel, whose plan begins at the question). A search that is
         interrupted leaves the tree whole.

@@ -194,7 +194,7 @@ def test_a_signal_ends_the_command_in_one_line(signum: signal.Signals, status: i
     assert (process.returncode, output) == (status, "")
     told = [line for line in errors.splitlines() if line.startswith("llm-mcts: ")]
     again = shlex.join(["llm-mcts", *words, "--train_questions", "500", "--resume"])
-    assert told == [f"llm-mcts: interrupted ({signum.name}); what was finished is kept; go on with: {again}"]
+    assert told == [f"llm-mcts: interrupted ({signum.name}); what was finished is kept; resume with: {again}"]
     assert errors.splitlines()[-1] == told[0]
     assert "Traceback" not in errors
     assert Journal(out / "round_001" / "trees.jsonl.gz").read()

@@ -26,9 +26,9 @@ def configured_critic(
 
     Args:
         config: which critics.
-        policy: writes roll-outs; its engine tells a learned sum the policy's likelihood.
+        policy: writes rollouts; its engine gives a learned sum the policy's likelihood.
         shared: the base model that all critics are adapters on, if it is to be shared.
-        seed: of the roll-out critic.
+        seed: of the rollout critic.
     """
     places = {"value": config.value, "prm": config.prm, "orm": config.orm}
     plain: dict[str, Critic] = {

@@ -84,7 +84,7 @@ def load_critic(
         policy: the policy's engine, whose hidden states a head trained on that model reads.
 
     Raises:
-        ModelError: the folder holds no critic, or one of another kind.
+        ModelError: the folder is not a critic checkpoint, or one of another kind.
     """
     format, public = published(place)
     if format:

@@ -92,7 +92,7 @@ def diagnose(
     the same way.
 
     Raises:
-        ModelError: a folder holds no critic.
+        ModelError: a folder is not a critic checkpoint.
         DataError: questions without answers.
     """
     requests = requests or Requests()

@@ -1,4 +1,4 @@
-"""What is known of one critic, computed from its scores and told: figures, tables and plots."""
+"""What is known of one critic, computed from its scores: figures, tables and plots."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

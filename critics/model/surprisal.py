@@ -5,7 +5,7 @@ token later, and a shallow model has no layer left to find out. The language mod
 comparison, and the critic's head reads it beside the hidden state:
 
     s_t     log p(x_t | x_<t) of the solution's tokens; the prompt's count nothing
-    f_t     s_t; the sum, mean and least of s over the solution so far; its mean and least over the current step so far
+    f_t     s_t; the sum, mean and minimum of s over the solution so far; its mean and minimum over the current step so far
     logit_t mlp([h_t, f_t])
 
 All of f is cumulative, so every prefix has a score, and a solution can be read on from where it was left (`Running`).
@@ -20,12 +20,12 @@ from torch.nn.functional import cross_entropy
 FEATURES = 6
 """How many numbers a token has beside its hidden state."""
 
-# Brings each of them to about the size of a hidden state's entries: sums reach -30, means -1, the least of a solution -8.
+# Brings each of them to about the size of a hidden state's entries: sums reach -30, means -1, the minimum of a solution -8.
 _SCALES = (0.5, 1 / 16, 2.0, 0.5, 2.0, 0.5)
 
 
 class Running(NamedTuple):
-    """Of the tokens of a segment up to each one: how many, the sum and the least of their log-probabilities, all [B, T]."""
+    """Of the tokens of a segment up to each one: how many, the sum and the minimum of their log-probabilities, all [B, T]."""
 
     tokens: Tensor
     total: Tensor
@@ -49,7 +49,7 @@ def surprisals(hidden: Tensor, ids: Tensor, segments: Tensor, lm_head: Any) -> T
 
 
 def running(logprobs: Tensor, segments: Tensor, before: Running | None = None) -> Running:
-    """Cumulative count, sum and least of log-probabilities [B, T] within each segment of `segments` [B, T]; 0 outside all.
+    """Cumulative count, sum and minimum of log-probabilities [B, T] within each segment of `segments` [B, T]; 0 outside all.
 
     Args:
         before: what the first segment began with, [B, 1] each.

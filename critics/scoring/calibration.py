@@ -54,7 +54,7 @@ class Calibration:
 
 
 def fit_calibration(samples: Sequence[Sample], method: Method = "platt") -> Calibration:
-    """The calibration of greatest likelihood, found by Newton's method.
+    """The calibration of maximum likelihood, found by Newton's method.
 
     Raises:
         ConfigError: no such method.
@@ -177,7 +177,7 @@ def calibrated(
         raise ConfigError(f"{file} has no calibration of the {kind} critic; fit it as well, with diagnose --calibrate")
     if fitted[kind].head != head_hash(folder):
         raise ConfigError(
-            f"{file} was fitted to another {kind} checkpoint than {folder}; fit it anew with diagnose --calibrate"
+            f"{file} was fitted to another {kind} checkpoint than {folder}; fit it again with diagnose --calibrate"
         )
     if kind == "prm" and fitted[kind].prm_aggregate != aggregate:
         raise ConfigError(

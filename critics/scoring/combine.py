@@ -5,7 +5,7 @@
     learned:     s = sigmoid(b + sum of w_i logit(s_i)), fitted to outcomes on held-out questions; in the ORM's place
     ranks:       s = mean of the critics' ranks of the solution among those it is compared with, from 0 (worst) to 1 (best)
 
-AlphaLLM's third term, the ORM's judgement of roll-outs, is the search's roll-out weight.
+AlphaLLM's third term, the ORM's judgement of rollouts, is the search's rollout weight.
 """
 
 import json

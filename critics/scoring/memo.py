@@ -59,7 +59,7 @@ class Memo(Generic[K, V]):
             for key in new:
                 future = self._coming.pop(key)
                 future.set_exception(error if isinstance(error, Exception) else RuntimeError("the critic was stopped"))
-                future.exception()  # seen, should nobody wait for it any more
+                future.exception()  # retrieved, in case no caller waits for it any more
             if not isinstance(error, Exception):
                 raise
             return

@@ -108,7 +108,7 @@ class RoundDirectory:
             return list({row["stage"]: row for row in map(json.loads, lines)}.values())
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self.metrics_file} is broken ({error}); mend or delete the line to do its stage again"
+                f"{self.metrics_file} is broken ({error}); repair the line, or delete it to do its stage again"
             ) from error
 
     def metric(self, stage: str) -> dict[str, Any] | None:
@@ -135,10 +135,10 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path, config: Mapping[str, Any], resume: bool, free: Collection[str] = ()) -> "RunDirectory":
-        """Start a run, or go on with one of the same configuration; no other process can until this one is through.
+        """Start a run, or resume one of the same configuration; no other process can until this one is done.
 
         Args:
-            free: dotted keys that may have another value when a run goes on, because results do not depend on them. The
+            free: dotted keys that may have another value when a run is resumed, because results do not depend on them. The
                 manifest tells of it.
 
         Raises:
@@ -169,7 +169,7 @@ class RunDirectory:
         """
         run = cls(Path(path))
         if not run.config_file.is_file():
-            raise ConfigError(f"{run.path} holds no run (no {run.config_file.name}); expected the --out folder of a run")
+            raise ConfigError(f"{run.path} is not a run (no {run.config_file.name}); expected the --out folder of a run")
         return run
 
     def _refuse_foreign_folder(self) -> None:
@@ -177,11 +177,11 @@ class RunDirectory:
             raise ConfigError(f"{self.path} is a file; expected a folder for the run, choose another --out")
         ours = {self.config_file.name + ".tmp", self.lock_file.name, owner_file(self.lock_file).name}
         if not self.config_file.exists() and self.path.exists() and {file.name for file in self.path.iterdir()} - ours:
-            raise ConfigError(f"{self.path} is not empty and holds no run; choose another --out")
+            raise ConfigError(f"{self.path} is not empty and is not a run; choose another --out")
 
     def _go_on(self, config: Mapping[str, Any], resume: bool, free: Collection[str]) -> None:
         if not resume:
-            raise ConfigError(f"{self.path} holds a run already; add --resume to go on with it, or choose another --out")
+            raise ConfigError(f"{self.path} holds a run already; add --resume to continue it, or choose another --out")
         different = differences(self.config(), config)
         if changed := {key: pair for key, pair in different.items() if key not in free}:
             keys = ", ".join(f"{key} (was {was!r}, now {now!r})" for key, (was, now) in changed.items())
@@ -209,7 +209,7 @@ class RunDirectory:
         """Note how this session ended and give the lock back."""
         if self._lock is None:
             return
-        with contextlib.suppress(OSError):  # a full disk: the lock alone then tells that nobody is at work
+        with contextlib.suppress(OSError):  # a full disk: the lock alone then shows that no process is at work
             self._end_session(outcome)
         self._lock.release()
         self._lock = None
@@ -254,7 +254,7 @@ class RunDirectory:
             return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise DataError(
-                f"{self.config_file} is broken ({' '.join(str(error).split())}); restore it or start anew"
+                f"{self.config_file} is broken ({' '.join(str(error).split())}); restore it or begin another run"
             ) from error
 
     def manifest(self) -> dict[str, Any] | None:

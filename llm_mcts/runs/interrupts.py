@@ -60,7 +60,7 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 def end(error: BaseException, argv: Sequence[str]) -> int | None:
     """Tell on standard error why the command `argv` ended and how to go on; return its exit status.
 
-    None: the error is neither a signal nor a machine that ran out of something, and nothing was told.
+    None: the error is neither a signal nor a machine that ran out of something, and nothing was reported.
     """
     if isinstance(error, KeyboardInterrupt):
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
@@ -81,11 +81,11 @@ _MAKE_ROOM = {
 
 
 def what_next(argv: Sequence[str], first: str = "") -> str:
-    """What was kept, and the command that goes on; `first` is what must be done before."""
+    """What was kept, and the command that resumes; `first` is what must be done before."""
     command, rest = argv[0], list(argv[1:])
     if command in RESUMABLE and any(word == "--out" or word.startswith("--out=") for word in rest):
         again = rest if "--resume" in rest else [*rest, "--resume"]
-        return f"what was finished is kept; {first}go on with: {shlex.join(['llm-mcts', command, *again])}"
+        return f"what was finished is kept; {first}resume with: {shlex.join(['llm-mcts', command, *again])}"
     kept = "the tree is kept" if command == "solve" and "--tree" in rest else "nothing was kept, and nothing older was touched"
     return f"{kept}; {first}start again with: {shlex.join(['llm-mcts', *argv])}"
 
@@ -97,6 +97,6 @@ def tell(text: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """The error in brief; torch's messages go on with a stack."""
+    """The error in brief; torch's messages end with a stack."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from llm_mcts.runs.durable import make_folder, sync_folder, write_atomically
 class Journal:
     """A JSON-lines file that grows a record at a time in `PATH.part` and is renamed to PATH when complete."""
 
-    def __init__(self, path: Path, remedy: str = "delete it to make it anew") -> None:
+    def __init__(self, path: Path, remedy: str = "delete it to rebuild it") -> None:
         """`remedy`: what to do where the file is broken or gone."""
         self.path, self._remedy = path, remedy
         self._part = path.with_name(path.name + ".part")
@@ -73,7 +73,7 @@ class Journal:
                 yield json.loads(line)
             except ValueError as error:
                 file = self.path if self.complete else self._part
-                remedy = self._remedy if self.complete else "delete the line to make it anew"
+                remedy = self._remedy if self.complete else "delete the line to rebuild it"
                 raise DataError(f"{file}:{number}: broken record ({error}); {remedy}") from error
 
     def append(self, record: Mapping[str, Any]) -> None:

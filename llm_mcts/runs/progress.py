@@ -41,7 +41,7 @@ class Meter:
 
 
 class Reporter:
-    """Tells on `console` what goes on."""
+    """Reports progress on `console`."""
 
     def __init__(self, quiet: bool = False) -> None:
         """Quiet reporters say nothing at all."""

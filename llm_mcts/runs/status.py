@@ -53,7 +53,7 @@ class RunStatus:
     name: str
     state: State
     about: str
-    """Who is at work, or why nobody is."""
+    """The process at work, or why there is none."""
     rounds_done: int
     num_rounds: int
     accepted: tuple[int, ...]
@@ -112,7 +112,7 @@ def run_status(path: Path) -> RunStatus:
     """
     with run_files(path):
         if not _is_run(path):
-            raise ConfigError(f"{path} holds no self-improvement run; expected the --out of llm-mcts self-improve")
+            raise ConfigError(f"{path} is not a self-improvement run; expected the --out of llm-mcts self-improve")
         return _run_status(path)
 
 

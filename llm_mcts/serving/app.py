@@ -28,7 +28,7 @@ from llm_mcts.solver import Solver
 logger = logging.getLogger(__name__)
 
 CLIENT_GONE = Response(status_code=499)
-"""What is returned when nobody is left to read it."""
+"""What is returned when no client is left to read it."""
 
 
 class Search:
@@ -129,7 +129,7 @@ class Answers:
             raise RequestError(500, "the search failed; the server's log says why", code="internal_error") from error
 
     async def _events(self, asked: ChatRequest, search: Search) -> AsyncIterator[bytes]:
-        """Comments while the search goes on, then the reply's chunks; an error is an event."""
+        """Comments during the search, then the reply's chunks; an error is an event."""
         try:
             while (result := await search.result(self.limits.keep_alive)) is None:
                 yield b": searching\n\n"
@@ -157,7 +157,7 @@ def _shutting_down() -> RequestError:
 
 
 def _too_slow(seconds: float) -> RequestError:
-    """Clients of OpenAI try again after a 504 unless told not to; the same search would be as slow again."""
+    """OpenAI clients retry after a 504 unless the reply forbids it; the same search would be as slow again."""
     message = f"the search took longer than {seconds:g} s; ask for a smaller one"
     return RequestError(504, message, code="timeout", x_should_retry="false")
 

@@ -39,7 +39,7 @@ class LimitsConfig(Settings, section="limits"):
     """Seconds of silence before a stream begins with comments that keep the connection open. Until then an error
     has its own status; after that it comes as an event of the stream."""
     grace: Annotated[float, AtLeast(0)] = 10.0
-    """Seconds that searches get to finish when the server is told to stop."""
+    """Seconds that searches get to finish when the server is stopped."""
 
 
 class Full(LLMMCTSError):
@@ -82,15 +82,15 @@ class Gate:
         return self._closed_at is not None
 
     def close(self) -> None:
-        """Let nobody in any more; called again, those inside get no further grace."""
+        """Admit no more requests; called again, those inside get no further grace."""
         self._closed_at = -inf if self.closed else time.monotonic()
 
     def drained(self) -> bool:
-        """Whether the gate is closed and all are out; those who stay longer than the grace are told to leave."""
+        """Whether the gate is closed and all are out; those who stay longer than the grace are cancelled."""
         if self._closed_at is None:
             return False
         if not self._emptied and time.monotonic() - self._closed_at > self._limits.grace:
-            self._emptied = True  # told once: a second word would break off how they clean up
+            self._emptied = True  # cancelled once: a second time would interrupt their cleaning up
             for task in self._inside:
                 task.cancel()
         return not self._inside

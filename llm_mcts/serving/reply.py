@@ -37,7 +37,7 @@ class Reply:
 
     @property
     def finish_reason(self) -> str:
-        """length: a limit of the search ended it, or the chosen solution goes on; stop: otherwise."""
+        """length: a limit of the search ended it, or the chosen solution is unfinished; stop: otherwise."""
         spent = asdict(self.result.usage)
         counted = {"max_tokens": "generated_tokens", "max_lm_calls": "lm_calls", "max_seconds": "seconds"}
         limits = {counted[k]: v for k, v in self.request.search.items() if k in counted and v is not None}

@@ -3,7 +3,7 @@
     llm-mcts serve --port 8000 --solver.search.name mcts
     OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none").chat.completions.create(model="embedded", messages=[…])
 
-The socket is bound before the model is loaded, so that a port in use is told at once. The first SIGINT or SIGTERM closes the
+The socket is bound before the model loads, so that a port in use is reported at once. The first SIGINT or SIGTERM closes the
 gate: new questions and /health get 503, searches under way may finish for a while, then the process ends with status 0. The
 second ends them at once. The model runs on the server's own event loop: between two of its batch steps requests are read.
 """

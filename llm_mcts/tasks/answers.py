@@ -19,7 +19,7 @@ _CURRENCY = "$€£¥"
 _MOST_DIGITS = 1000
 """A longer run of digits is text, not a number."""
 _UNIT = re.compile(rf"\s*[%{_CURRENCY}°]?(?:(?:[a-z]{{2,}}|[mghs]\b|\s|\.|,|;|:|!).*)?", re.IGNORECASE | re.DOTALL)
-"""What may stand behind a number: a sign, or words; "5x" and "5½" are no numbers."""
+"""What may stand behind a number: a sign, or words; "5x" and "5½" are not numbers."""
 _FACTORS = re.compile(r"\b(?:dozens?|hundreds?|thousands?|[mbtr]+illions?|half|halves|thirds?|quarters?|or|k)\b", re.IGNORECASE)
 """Words that change a number instead of naming its unit."""
 
@@ -82,7 +82,7 @@ def parse_number(text: str) -> Fraction | None:
     r"""Read a number with optional currency sign, thousands commas, percent sign, unit words, or a simple fraction.
 
     Returns None for anything else, such as two numbers, a formula, or a number with a factor: "3 or 4" and "5 million"
-    are no numbers here.
+    are not numbers here.
     """
     text = re.sub(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text.strip())
     signed_currency = re.match(rf"(-?)\s*[{_CURRENCY}]\s*", text)

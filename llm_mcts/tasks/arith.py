@@ -113,7 +113,7 @@ def distinct(problems: Iterator[ArithProblem], n: int) -> Iterator[ArithProblem]
     """The first `n` problems that differ in template or numbers.
 
     Raises:
-        ConfigError: so many repetitions in a row that the level seems used up.
+        ConfigError: so many repetitions in a row that the level seems exhausted.
     """
     seen: set[str] = set()
     repeated = 0

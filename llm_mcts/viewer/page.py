@@ -27,7 +27,7 @@ _STYLE = """
 def tree_page(tree: Tree, title: str, facts: Mapping[str, str] | None = None) -> str:
     """The page of a tree; `facts` are shown above it, such as the chosen answer."""
     traces = tree.traces()
-    counted = f"{len(tree)} nodes, {len(traces)} whole solutions seen ({len(tree.rollouts)} of them roll-outs)."
+    counted = f"{len(tree)} nodes, {len(traces)} whole solutions seen ({len(tree.rollouts)} of them rollouts)."
     known = [element("tr", element("th", name), element("td", value, class_="text")) for name, value in (facts or {}).items()]
     return page(
         title,
@@ -136,9 +136,9 @@ def _group(answer: str | None, traces: Sequence[Trace]) -> Markup:
         )
         for text, same in found
     ]
-    told = "No answer stated" if answer is None else f"Answer {answer}"
+    heading = "No answer stated" if answer is None else f"Answer {answer}"
     return element(
-        "details", element("summary", f"{told}: {len(texts)} different solution{'' if len(texts) == 1 else 's'}"), *solutions
+        "details", element("summary", f"{heading}: {len(texts)} different solution{'' if len(texts) == 1 else 's'}"), *solutions
     )
 
 

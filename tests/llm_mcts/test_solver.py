@@ -1,4 +1,4 @@
-"""The solver joins the parts: trees that are searched on, roll-outs by another model."""
+"""The solver joins the parts: trees that are searched on, rollouts by another model."""
 
 import asyncio
 import inspect

@@ -31,7 +31,7 @@ def test_a_tree_page_shows_each_node() -> None:
     places = [text.index(f'">{step}</span>') for step in ("one &lt;step&gt;", "#### 2", "other", "#### 3")]
     assert places == sorted(places)
     assert "N 0 · P 0.250" in text  # never visited: no Q, no V
-    assert "5 nodes, 3 whole solutions seen (1 of them roll-outs)" in text
+    assert "5 nodes, 3 whole solutions seen (1 of them rollouts)" in text
     assert "<th>gold answer</th>" in text
 
 
@@ -47,7 +47,7 @@ def test_the_most_visited_line_is_unfolded() -> None:
 
 def test_solutions_are_grouped_by_answer() -> None:
     text = tree_page(grown(), "A title").split("Whole solutions")[1]
-    # Answer 2 twice of three: an end of the tree with 0.9 and an equal roll-out with 0.6.
+    # Answer 2 twice of three: an end of the tree with 0.9 and an equal rollout with 0.6.
     assert '<td class="text">2</td><td class="num">2</td><td class="num">67 %</td><td class="num">0.900</td>' in text
     assert '<td class="text">3</td><td class="num">1</td><td class="num">33 %</td><td class="num">0.200</td>' in text
     assert "Answer 2: 1 different solution<" in text

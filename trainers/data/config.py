@@ -87,7 +87,7 @@ class PreferenceConfig(Settings, section="preferences"):
     """Which steps a policy that learns from preferences compares."""
 
     by: Literal["outcome", "q"] = "outcome"
-    """outcome: the share of right ones among the whole solutions below a step, roll-outs' steps included; q: the tree's Q, as
+    """outcome: the share of right ones among the whole solutions below a step, rollouts' steps included; q: the tree's Q, as
     for a process preference model (rStar-Math), whole solutions across the tree among them."""
     min_gap: Annotated[float, Within(0, 1, open_high=True)] = 0.0
     """outcome: shares must differ by more than this."""

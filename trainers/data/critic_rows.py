@@ -65,7 +65,7 @@ def _step_row(row: SolutionRow, prefixes: dict[Prefix, PrefixStatistics]) -> Ste
 
 
 def with_values(row: SolutionRow, found: dict[Prefix, PrefixStatistics]) -> TreeRow:
-    """A whole solution with the tree's values along it; prefixes outside the tree, as on a roll-out, have none."""
+    """A whole solution with the tree's values along it; prefixes outside the tree, as on a rollout, have none."""
     known = [found.get(row.steps[:i], PrefixStatistics()) for i in range(len(row.steps) + 1)]
     q_values, visits = tuple(f.q_value for f in known), tuple(f.visits for f in known)
     return TreeRow(row.problem, row.question, row.steps, q_values, visits, row.label)

@@ -107,7 +107,7 @@ def steps_of(tree: Tree, node: Node) -> Prefix:
 
 
 def unanswered(tree: Tree) -> set[Prefix]:
-    """Solutions that end without an answer, cut off or given up, where no other goes on from there.
+    """Solutions that end without an answer, cut off or given up, where no other continues from there.
 
     No policy should learn to end like that.
     """

@@ -4,7 +4,7 @@
     gumbel    pi = softmax(log prior + sigma(completed Q))                            Gumbel AlphaZero (Danihelka et al. 2022)
     outcome   pi ~ prior exp(c share), share = right ones among the whole solutions below a step     in neither paper
 
-Visits and Q say what the search believed. Its values may be no more than agreement among roll-outs, and then they teach the
+Visits and Q say what the search believed. Its values may be no more than agreement among rollouts, and then they teach the
 policy to agree with itself; in training the answer is known, and `outcome` uses it in the place of Q, with the form of the
 Gumbel improvement. A step below which no solution ended counts as its prefix does. Nodes of equal steps count together, and
 steps that end the solution without an answer are left out. AlphaZero takes each position that was played; here every prefix
@@ -49,7 +49,7 @@ def target_rows(evidence: Evidence, config: TargetConfig, outcomes: int = 0) -> 
 
     Args:
         outcomes: the most further rows that tell an outcome alone: a value model that is trained along must see lost
-            prefixes and whole solutions too. Drawn evenly from all prefixes, those of roll-outs among them, without a row.
+            prefixes and whole solutions too. Drawn evenly from all prefixes, those of rollouts among them, without a row.
 
     Raises:
         DataError: target outcome, or min_outcome, of a question whose answer is not known.

@@ -20,7 +20,7 @@ def launched_processes() -> int:
 
 
 def launched_on_cpus() -> bool:
-    """Whether several processes were launched and there is no accelerator: without being told, each would train alone."""
+    """Whether several processes were launched and there is no accelerator: unaware of the others, each would train alone."""
     return launched_processes() > 1 and not torch.accelerator.is_available()
 
 

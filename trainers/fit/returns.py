@@ -17,7 +17,7 @@ def lambda_returns(rewards: Sequence[float], values: Sequence[float | None], gam
 
     Args:
         rewards: r_t, earned between prefix t and the next.
-        values: V_t, of the same length; None where nobody knows, and the return G_t itself stands in.
+        values: V_t, of the same length; None where unknown, and the return G_t itself stands in.
         gamma: discount in [0, 1].
         lam: lambda in [0, 1].
     """

@@ -1,9 +1,9 @@
-"""`llm-mcts label`: labels for a task's training questions, without people; `llm-mcts train` takes them.
+"""`llm-mcts label`: automatic labels for a task's training questions; `llm-mcts train` takes them.
 
     outcome        sample solutions and check their answers: rows for value, orm and genrm
     math_shepherd  sample solutions, complete every prefix of each (arXiv 2312.08935)
     omega_prm      binary search for the first wrong steps of a pool of wrong completions (arXiv 2406.06592)
-    tree           the share of right solutions below each step of trees that a search left behind: nothing is sampled anew
+    tree           the share of right solutions below each step of trees that a search left behind: nothing is sampled
 
     OUT/config.yaml  questions.jsonl (a record a question)  report.json
     OUT/prm.jsonl (labels of steps) or solutions.jsonl (labels of solutions)
@@ -281,7 +281,7 @@ def _read_trees(path: Path, problems: Sequence[Problem]) -> dict[str, Searched]:
             )
         found[id_] = one
     if not found:
-        raise DataError(f"{path} holds no tree; expected RUN/round_001/trees.jsonl.gz, or a tree that solve --tree saved")
+        raise DataError(f"{path} is not a saved tree; expected RUN/round_001/trees.jsonl.gz, or a tree that solve --tree saved")
     return found
 
 
@@ -296,4 +296,4 @@ def _saved(path: Path) -> list[tuple[str, Searched]]:
             for row in Journal(path).read()
         ]
     except (DataError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} holds no trees ({error!r}); expected what a self-improvement run writes") from error
+        raise DataError(f"{path} has no trees ({error!r}); expected what a self-improvement run writes") from error

@@ -122,19 +122,19 @@ def compare(before: Sequence[Record], after: Sequence[Record], config: GateConfi
 
 def _apply(config: GateConfig, changes: Mapping[str, MethodChange]) -> tuple[bool, str]:
     """The rule's decision and its reason."""
-    told = "; ".join(f"{label} {change}" for label, change in changes.items())
+    summary = "; ".join(f"{label} {change}" for label, change in changes.items())
     if config.rule == "always":
-        return True, f"every round passes ({told})"
+        return True, f"every round passes ({summary})"
     if fallen := [label for label, change in changes.items() if change.significant(config.alpha) < 0]:
-        return False, f"{', '.join(fallen)} fell significantly ({told})"
+        return False, f"{', '.join(fallen)} fell significantly ({summary})"
     if config.rule == "better":
         risen = [label for label, change in changes.items() if change.significant(config.alpha) > 0]
-        return bool(risen), f"{', '.join(risen) or 'no method'} gained significantly ({told})"
+        return bool(risen), f"{', '.join(risen) or 'no method'} gained significantly ({summary})"
     if beyond := [label for label, change in changes.items() if change.difference < -config.tolerance]:
-        return False, f"{', '.join(beyond)} fell by more than {100 * config.tolerance:g} points ({told})"
+        return False, f"{', '.join(beyond)} fell by more than {100 * config.tolerance:g} points ({summary})"
     if sum(Fraction(change.gained - change.lost, change.n) for change in changes.values()) < 0:  # no rounding decides
-        return False, f"the mean fell ({told})"
-    return True, f"not worse ({told})"
+        return False, f"the mean fell ({summary})"
+    return True, f"not worse ({summary})"
 
 
 def should_stop(verdicts: Sequence[GateDecision], config: GateConfig) -> str | None:
@@ -142,5 +142,5 @@ def should_stop(verdicts: Sequence[GateDecision], config: GateConfig) -> str | N
     last = verdicts[-config.patience :] if config.patience else []
     if not last or len(last) < config.patience or any(v.accepted and v.gain >= config.min_gain for v in last):
         return None
-    told = ", ".join(f"{100 * v.gain:+.1f}" if v.accepted else "rejected" for v in last)
-    return f"{len(last)} rounds in a row gained less than {100 * config.min_gain:g} points ({told})"
+    summary = ", ".join(f"{100 * v.gain:+.1f}" if v.accepted else "rejected" for v in last)
+    return f"{len(last)} rounds in a row gained less than {100 * config.min_gain:g} points ({summary})"

@@ -29,7 +29,7 @@ class ReplayConfig(Settings, section="replay"):
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A whole solution that a search found, roll-outs included, and where it came from."""
+    """A whole solution that a search found, rollouts included, and where it came from."""
 
     problem: str
     question: str

@@ -25,7 +25,7 @@ class Point:
     high: float
     hollow: bool
     """Of a round that was not accepted: drawn empty, and off the line of what stood."""
-    told: str
+    label: str
     """Shown on hovering."""
 
 
@@ -69,7 +69,7 @@ def _series(points: Sequence[Point], index: int, x: Callable[[int], float], y: C
         at, top, bottom = x(p.round), y(p.high), y(p.low)
         bar = [(at, top, at, bottom), (at - 3, top, at + 3, top), (at - 3, bottom, at + 3, bottom)]
         lines = [_line(*ends, stroke=colour(index), class_="bar") for ends in bar]
-        parts.append(element("g", element("title", p.told), *lines, marker(index, at, y(p.value), p.hollow)))
+        parts.append(element("g", element("title", p.label), *lines, marker(index, at, y(p.value), p.hollow)))
     return join(*parts)
 
 
@@ -95,14 +95,14 @@ def stacked_bars(
     rounds: Sequence[int],
     title: str,
     unit: str,
-    told: Callable[[float], str],
+    label: Callable[[float], str],
 ) -> Markup:
     """Amounts by round, one layer a name, from the bottom in the mapping's order."""
     heights = [sum(layer.get(r, 0.0) for layer in parts.values()) for r in rounds]
     marks = ticks(0.0, max(heights) or 1.0)
     x, y = _places(rounds), _scale(marks[0], marks[-1], BOTTOM, TOP)
     half = min(24.0, 0.32 * (RIGHT - LEFT) / len(rounds))
-    drawn = [_y_axis(marks, y, told, unit), _x_axis(rounds, x)]
+    drawn = [_y_axis(marks, y, label, unit), _x_axis(rounds, x)]
     for r in rounds:
         base = 0.0
         for name, layer in parts.items():
@@ -114,7 +114,7 @@ def stacked_bars(
                     "width": f"{2 * half:.1f}",
                     "height": f"{bottom - top:.1f}",
                 }
-                hover = element("title", f"round {r}, {name}: {told(amount)} {unit}")
+                hover = element("title", f"round {r}, {name}: {label(amount)} {unit}")
                 drawn.append(element("rect", hover, **box, fill=colour(colours[name]), class_="layer"))
                 base += amount
     square = {"x": 2, "y": 2, "width": 10, "height": 10}
@@ -154,9 +154,9 @@ def _places(rounds: Sequence[int]) -> Callable[[int], float]:
     return place.__getitem__
 
 
-def _y_axis(marks: Sequence[float], y: Callable[[float], float], told: Callable[[float], str], name: str) -> Markup:
+def _y_axis(marks: Sequence[float], y: Callable[[float], float], label: Callable[[float], str], name: str) -> Markup:
     lines = [_line(LEFT, y(v), RIGHT, y(v), class_="grid") for v in marks]
-    labels = [_text(LEFT - 7, y(v) + 4, told(v), "end") for v in marks]
+    labels = [_text(LEFT - 7, y(v) + 4, label(v), "end") for v in marks]
     return join(*lines, *labels, _text(0, TOP - 12, name, "start"))
 
 

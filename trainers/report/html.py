@@ -112,8 +112,8 @@ def _accuracy(run: Run, split: Split, pairs: Sequence[str]) -> Markup:
 
 def _point(here: Round, score: Score) -> Point:
     low, high = score.interval
-    told = f"{name_of(here.number)}, {score.method}: {percent(score.accuracy)} [{interval(low, high)}], n = {score.n}"
-    return Point(here.number, score.accuracy, low, high, here.status in ("rejected", "in progress"), told)
+    label = f"{name_of(here.number)}, {score.method}: {percent(score.accuracy)} [{interval(low, high)}], n = {score.n}"
+    return Point(here.number, score.accuracy, low, high, here.status in ("rejected", "in progress"), label)
 
 
 def _costs(run: Run) -> Markup:
@@ -174,11 +174,13 @@ def _critics(run: Run, searches: Sequence[Searched]) -> Markup:
 
 
 def _exchange(e: Exchange) -> Markup:
-    told = f"{name_of(e.round).capitalize()} against {name_of(e.since)}, {e.method}: {len(e.gained)} gained, {len(e.lost)} lost"
+    label = (
+        f"{name_of(e.round).capitalize()} against {name_of(e.since)}, {e.method}: {len(e.gained)} gained, {len(e.lost)} lost"
+    )
     shown = [_example(gained, example, e) for gained, example in e.examples]
     left = len(e.gained) + len(e.lost) - len(e.examples)
     more = element("p", f"{left} more are in report.json.", class_="soft small") if left else None
-    return element("details", element("summary", told), *shown, more, class_="fold")
+    return element("details", element("summary", label), *shown, more, class_="fold")
 
 
 def _example(gained: bool, example: Example, e: Exchange) -> Markup:

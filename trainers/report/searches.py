@@ -1,6 +1,6 @@
-"""What a round's search left: its questions, its trees, and how well the scores it was guided by told right from wrong.
+"""What a round's search left: its questions, its trees, and how well the scores that guided it separated right from wrong.
 
-The scores are those the search itself used, of whole solutions: of the tree's ends and of roll-outs. Solutions without an
+The scores are those the search itself used, of whole solutions: of the tree's ends and of rollouts. Solutions without an
 answer count 0 by definition and are left out, as are repetitions of a text. Outcomes are the task's check against the gold
 answer, so imagined and unlabelled questions are left out too: their answers are only agreed upon.
 """

@@ -40,8 +40,8 @@ def interval(low: float, high: float) -> str:
 
 def signed(share: float) -> str:
     """A difference in points, with a true minus."""
-    told = f"{100 * share:+.1f}".replace("-", "−")
-    return "0.0" if told[1:] == "0.0" else told
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def points(change: PairedDifference) -> str:
@@ -164,11 +164,11 @@ def cost_sentence(run: Run) -> str:
     stages = [stage for here in run.rounds for stage in here.stages]
     total = cost(stages)
     u = total.usage or Usage()
-    told = f"{total.tokens:,} tokens were computed, {u.generated_tokens:,} of them sampled"
+    sentence = f"{total.tokens:,} tokens were computed, {u.generated_tokens:,} of them sampled"
     if total.seconds is not None:
-        told += f", in {total.seconds / 60:,.1f} minutes of work"
+        sentence += f", in {total.seconds / 60:,.1f} minutes of work"
     timeless = sorted({s.name for s in stages if s.seconds is None and s.name != "gate"})
-    return told + (f" (without {', '.join(timeless)}, whose time was not noted)." if timeless else ".")
+    return sentence + (f" (without {', '.join(timeless)}, whose time was not noted)." if timeless else ".")
 
 
 def rows_table(run: Run) -> Table:
@@ -233,7 +233,7 @@ def _critic_row(f: CriticFigures) -> tuple[str, ...]:
 
 
 CRITIC_NOTE = (
-    "How the scores that each round's search used told right from wrong, over its own whole solutions. The critic is the one "
+    "How well the scores of each round's search separated right from wrong among its whole solutions. The critic is the one "
     "that stood before the round. It had not been trained on new questions; revisited ones it may have seen, which flatters. "
     "A search needs order within a question: AUC over all solutions also counts that easy questions have more right ones. "
     "ECE is the expected calibration error over ten bins; 0.5 is chance for an AUC."
@@ -242,10 +242,10 @@ CRITIC_NOTE = (
 
 def critic_gaps(run: Run, searches: Sequence[Searched]) -> list[str]:
     """Why a round has no figures."""
-    told = []
+    notes = []
     for s in searches:
         if s.critic is False:
-            told.append(f"{name_of(s.round).capitalize()} was searched without a model critic.")
+            notes.append(f"{name_of(s.round).capitalize()} was searched without a model critic.")
         elif s.critic and not s.figures:
-            told.append(f"{name_of(s.round).capitalize()} cannot be judged: the run keeps no gold answers of its questions.")
-    return told
+            notes.append(f"{name_of(s.round).capitalize()} cannot be judged: the run keeps no gold answers of its questions.")
+    return notes

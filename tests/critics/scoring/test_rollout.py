@@ -26,7 +26,7 @@ class CountedPolicy:
         self.seeds: dict[str, int] = {}
 
     async def propose(self, state: State, n: int, seed: int) -> list[Step]:
-        raise AssertionError("a roll-out critic proposes nothing")
+        raise AssertionError("a rollout critic proposes nothing")
 
     async def rollout(self, state: State, n: int, seed: int, temperature: float | None = None) -> list[State]:
         self.asked.append((state.text, n, temperature))

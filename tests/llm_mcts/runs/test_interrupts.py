@@ -84,7 +84,7 @@ def test_the_last_line_names_the_command_that_goes_on(
     assert told.count("\n") == 1
     for word in [*words, "what was finished is kept"]:
         assert word in told
-    assert told.endswith("go on with: llm-mcts self-improve --config 'a b.yaml' --out runs/x --seed 3 --resume\n")
+    assert told.endswith("resume with: llm-mcts self-improve --config 'a b.yaml' --out runs/x --seed 3 --resume\n")
 
 
 def test_other_errors_stay_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +99,8 @@ def test_other_errors_stay_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["self-improve", "--out", "r", "--resume"], "is kept; go on with: llm-mcts self-improve --out r --resume"),
-        (["evaluate", "--out=r"], "is kept; go on with: llm-mcts evaluate --out=r --resume"),
+        (["self-improve", "--out", "r", "--resume"], "is kept; resume with: llm-mcts self-improve --out r --resume"),
+        (["evaluate", "--out=r"], "is kept; resume with: llm-mcts evaluate --out=r --resume"),
         (["evaluate"], "nothing was kept"),
         (["solve", "Q?", "--tree", "t.json"], "the tree is kept; start again with: llm-mcts solve 'Q?' --tree t.json"),
         (

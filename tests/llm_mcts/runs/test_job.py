@@ -175,7 +175,7 @@ def test_every_command_holds_the_lock_and_says_how_to_go_on(
     assert held[0] is not None
     assert outcome(out) == "stopped"
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "what was finished is kept; go on with: llm-mcts" in message
+    assert "what was finished is kept; resume with: llm-mcts" in message
     assert message.endswith("--resume")
     monkeypatch.undo()
     assert main([*command(name, out, critic), "--resume"]) == 0

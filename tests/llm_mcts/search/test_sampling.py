@@ -19,7 +19,7 @@ from tests.search_cases import QUESTION, NoiseCritic, TableCritic, noise_script,
 
 
 class SamplesPolicy:
-    """Roll-outs end in the given answers, in order."""
+    """Rollouts end in the given answers, in order."""
 
     def __init__(self, *answers: str | None) -> None:
         self.answers = answers

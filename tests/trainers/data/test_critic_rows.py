@@ -5,7 +5,7 @@
       |    `--- "#### 9"          never visited
       `- "c" -- "#### 8.0"        right, 0.4
 
-and roll-outs from "a" and "c".
+and rollouts from "a" and "c".
 """
 
 import json
@@ -109,7 +109,7 @@ def test_roll_outs_count_in_shares_each_time_and_in_rows_once(tree: Tree) -> Non
         ("c", "e", "#### 9"),
     ]
     labels = {row.steps: row.labels for row in found["prm"] if isinstance(row, StepRow)}
-    # Below "a": right 2 (node, roll-out), wrong 3 (node, two roll-outs). Below "c": one of each.
+    # Below "a": right 2 (node, rollout), wrong 3 (node, two rollouts). Below "c": one of each.
     assert labels[("a", "#### 8")] == (0.4, 1.0)
     assert labels[("a", "d", "#### 7")] == (0.4, 0.0, 0.0)
     assert labels[("c", "e", "#### 9")] == (0.5, 0.0, 0.0)

@@ -3,7 +3,7 @@
 q (10, 6) -- "a" (6, 4.5) -- "#### 8" (3, 2.7)   right, Q 0.9
   |            `------------ "b" (2, 1.0)       -- "#### 7" (1, 0.4)   wrong
   |-- "c" (3, 0.9) -- "#### 9" (2, 0.4)          wrong, Q 0.2
-  |-- "d" (1, 0.1)                               with a right roll-out
+  |-- "d" (1, 0.1)                               with a right rollout
   `-- "e" (0, 0)
 """
 
@@ -111,7 +111,7 @@ def test_td_rows_are_the_whole_solutions_with_the_trees_values(tree: Tree) -> No
         ("c", "#### 9"): 0.0,
         ("d", "f", "#### 8"): 1.0,
     }
-    # Behind "d" the roll-out left the tree.
+    # Behind "d" the rollout left the tree.
     assert found[("d", "f", "#### 8")].q_values == (0.6, 0.1, None, None)
     assert found[("d", "f", "#### 8")].visits == (10, 1, 0, 0)
 

@@ -30,7 +30,7 @@ class Task(AnswerTask):
 
 
 def tree_of(*found: Found) -> Tree:
-    """A tree of roll-outs alone; a line of #### ends with an answer, any other last line without one."""
+    """A tree of rollouts alone; a line of #### ends with an answer, any other last line without one."""
     tree = Tree(PROBLEM.question)
     for text, score in found:
         lines = text.split("|")

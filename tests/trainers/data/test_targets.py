@@ -4,7 +4,7 @@ q (10, 5.4) -- "a" (6, 4.5; 1/2) -- "#### 8" (3, 2.7; 1/4)   right
   |                `--------------- "b" (2, 1.0; 1/2) -- "#### 7" (1, 0.4)   wrong
   |                `--------------- "#### 1" (0, 0; 1/4)     never visited
   |-- "c" (3, 0.9; 1/4) -- "#### 9" (2, 0.4)                 wrong
-  `-- "d" (1, 0.1; 1/4)                                      with a right roll-out
+  `-- "d" (1, 0.1; 1/4)                                      with a right rollout
 """
 
 import json
@@ -199,7 +199,7 @@ def test_a_step_that_another_node_continues_is_no_end(tree: Tree) -> None:
     """The same text ended a solution without an answer once, and was continued once: it may be learnt."""
     add(tree, tree.root, Step("d", terminal=True), 2, 0.0, 0.25)
     rows, _ = targets(tree)
-    # N: a 6, c 3, d 1 + 2, whose node with the roll-out goes on.
+    # N: a 6, c 3, d 1 + 2, whose node with the rollout goes on.
     assert rows[0].actions == ("a", "c", "d")
     assert rows[0].targets == pytest.approx((6 / 12, 3 / 12, 3 / 12))
 

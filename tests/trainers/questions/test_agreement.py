@@ -19,7 +19,7 @@ LOOSE = AgreementConfig(min_vote=0.5, min_score=0.5, min_solutions=2)
 
 
 def tree_of(*solutions: tuple[str | None, float | None], same_text: bool = False) -> Tree:
-    """A tree with a finished node for the first solution and roll-outs for the others."""
+    """A tree with a finished node for the first solution and rollouts for the others."""
     tree = Tree("How many?")
     tree.root.visit_count = 1
     for i, (answer, score) in enumerate(solutions):

@@ -2,7 +2,7 @@
 
 Every iteration the weights as they are now sample solutions for a batch of questions, all at once. The transformers engine
 gets them in memory: a merged copy in the engine's precision, packed where the engine packs. Engines that take over a
-checkpoint (vLLM) get one on disk, others (OpenVINO) are started anew with it.
+checkpoint (vLLM) get one on disk, others (OpenVINO) are restarted with it.
 
 A sample is trained on as its steps re-encoded in the policy's written form, which is what every other part of the project
 reads. Two things the model did not write are masked out: the newline behind a last line that it, or the longest length, ended

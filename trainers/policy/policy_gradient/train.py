@@ -112,7 +112,7 @@ def _check(problems: Sequence[Problem], pg: PolicyGradientConfig, solver: Solver
 
 
 def questions_of(problems: Sequence[Problem], iteration: int, n: int, seed: int) -> list[Problem]:
-    """An iteration's questions, all different: the next `n` of an order drawn by the seed, a new one when it is used up."""
+    """An iteration's questions, all different: the next `n` of an order drawn by the seed, a new one when it is exhausted."""
     n = min(n, len(problems))
     lap, place = divmod(iteration, len(problems) // n)
     order = random.Random(derive_seed(seed, "order", lap)).sample(range(len(problems)), len(problems))
