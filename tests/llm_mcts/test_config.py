@@ -139,8 +139,12 @@ def test_a_name_becomes_a_mapping_when_a_setting_is_added() -> None:
 )
 def test_wrong_type_names_key_and_value(source: dict[str, Any], key: str, found: str) -> None:
     message = refused(source)
-    assert f'"{key}"' in message
+    assert f'"{key}"' in message or f"'{key}'" in message
     assert found in message
+
+
+def test_a_choice_that_does_not_exist_is_suggested() -> None:
+    assert refused({"middle": {"inner": {"mode": "fasst"}}}).endswith("'middle.inner.mode' is 'fasst'; did you mean 'fast'?")
 
 
 def test_the_dataclass_check_speaks_for_itself_at_any_depth() -> None:

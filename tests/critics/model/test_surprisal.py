@@ -243,8 +243,8 @@ def test_which_tokens_train_the_language_model(tiny_model: Path, tmp_path: Path,
             prompt, *lengths = (len(encode([text])) for text in segments)
             total = sum(lengths)
             # Behind the solution stands the end of text, which a language model learns and no step contains.
-            assert row.written == [False] * prompt + [counts] * (total + 1), kind
-            assert row.segments == [0] * prompt + [1] * lengths[0] + [2] * lengths[1] + [3] * lengths[2] + [0]
+            assert row.columns["written"] == [False] * prompt + [counts] * (total + 1), kind
+            assert row.columns["segment"] == [0] * prompt + [1] * lengths[0] + [2] * lengths[1] + [3] * lengths[2] + [0]
 
 
 @pytest.mark.parametrize("which", ["tied", "untied"])

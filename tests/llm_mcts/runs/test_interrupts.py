@@ -67,12 +67,12 @@ ARGV = ["self-improve", "--config", "a b.yaml", "--out", "runs/x", "--seed", "3"
         (Interrupted(signal.SIGTERM), 143, ["interrupted (SIGTERM)"]),
         (Interrupted(signal.SIGHUP), 129, ["interrupted (SIGHUP)"]),
         (KeyboardInterrupt(), 130, ["interrupted (SIGINT)"]),
-        (FULL, 2, ["disk is full (", "make room on it, then go on with"]),
+        (FULL, 2, ["disk is full (", "make room on it, then resume with"]),
         (caused(EngineError("x"), FULL), 2, ["disk is full"]),
-        (MemoryError("first line\nsecond line"), 2, ["out of memory (first line)", "larger machine, then go on with"]),
+        (MemoryError("first line\nsecond line"), 2, ["out of memory (first line)", "larger machine, then resume with"]),
     ],
 )
-def test_the_last_line_names_the_command_that_goes_on(
+def test_the_last_line_names_the_command_that_resumes(
     error: BaseException, status: int, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(argv: list[str]) -> None:

@@ -304,7 +304,9 @@ def test_bad_input_ends_in_one_line(refused: Callable[[list[str]], str], tmp_pat
     assert "split is 'test'" in refused(["label", *SMALL, *out, "--split", "test"])
     assert "--out" in refused(["label", *SMALL])
     assert "did you mean 'method'" in refused(["label", *SMALL, *out, "--metod", "tree"])
-    assert "holds no tree" in refused(["label", *SMALL, *out, "--method", "tree", "--trees", str(tmp_path / "none.jsonl.gz")])
+    assert "is not a saved tree" in refused(
+        ["label", *SMALL, *out, "--method", "tree", "--trees", str(tmp_path / "none.jsonl.gz")]
+    )
     file = tmp_path / "questions.jsonl"
     file.write_text('{"id": "first", "question": "1 + 1?"}\n')
     task = ["--task.name", "jsonl", "--task.path", str(file)]
@@ -359,7 +361,7 @@ def test_labels_of_a_runs_trees(tmp_path: Path) -> None:
     records = Journal(tmp_path / "out" / "questions.jsonl").read()
     assert "QuestionError: too long" in records[1]["error"]
     file.write_bytes(b"rubbish")
-    with pytest.raises(DataError, match="holds no trees"):
+    with pytest.raises(DataError, match="has no trees"):
         label(config(method="tree", trees=str(file)), tmp_path / "other")
 
 

@@ -88,4 +88,4 @@ def test_without_an_evaluation_in_common_there_is_nothing_to_compare(
     assert main(["compare", str(runs[0]), str(tmp_path / "other")]) == 2
     assert "no evaluation in common" in capsys.readouterr().err
     assert main(["compare", str(runs[0]), str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err

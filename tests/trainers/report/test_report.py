@@ -245,7 +245,7 @@ def test_the_command_writes_the_report_anew(run: RunDirectory, capsys: pytest.Ca
     assert list(json.loads(capsys.readouterr().out))[:4] == ["scores", "differences", "rounds", "solver"]
 
 
-@pytest.mark.parametrize(("argv", "told"), [([], "holds no run"), (["--trees_per_round", "-1"], "trees_per_round is -1")])
+@pytest.mark.parametrize(("argv", "told"), [([], "is not a run"), (["--trees_per_round", "-1"], "trees_per_round is -1")])
 def test_the_command_refuses(argv: list[str], told: str, tmp_path: Path, capsys: Any) -> None:
     assert main(["report", str(tmp_path), *argv]) == 2
     assert told in capsys.readouterr().err
