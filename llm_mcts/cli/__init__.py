@@ -77,7 +77,7 @@ def overview() -> str:
         "",
         "examples:",
         '  llm-mcts solve "Mia has 3 boxes with 4 shells each. Then Mia buys 5 more. How many shells does Mia have now?"',
-        "  llm-mcts evaluate --config preset:evaluate/arith --num_questions 50",
+        "  llm-mcts evaluate --num_questions 50",
         "  llm-mcts self-improve --config preset:quickstart --out runs/first",
     ]
     return "\n".join(lines)

@@ -53,7 +53,7 @@ def evaluate(argv: list[str]) -> None:
 
     main: Names = ("task.name", "task.path", "task.level", "split", "num_questions", "methods", "concurrency")
     main += tuple(f"solver.{path}" for path in (*MODEL, *CRITICS))
-    example = "llm-mcts evaluate --config preset:evaluate/arith --num_questions 100"
+    example = "llm-mcts evaluate --num_questions 100"
     parser = CommandParser("evaluate", "Measure the accuracy of several searches on the same questions.", example, main)
     parser.add_out("folder for report.md, report.json, report.csv and the records", required=False)
     args, config = parser.parse(argv, EvaluateConfig)
