@@ -52,7 +52,10 @@ def main() -> int:
         for i in range(arguments.processes):
             folders.put(copy_to(Path(scratch) / str(i)))
         with ThreadPoolExecutor(arguments.processes) as pool:
-            results = list(pool.map(lambda mutant: judge(mutant, folders), mutants))
+            results = []
+            for mutant, result in zip(mutants, pool.map(lambda mutant: judge(mutant, folders), mutants), strict=True):
+                results.append(result)
+                print(f"{len(results)} of {len(mutants)} {result}: {mutant[0]}: {mutant[1]!r}", flush=True)
     if not arguments.only:
         write(mutants, results, time.perf_counter() - started)
     missed = [(m, r) for m, r in zip(mutants, results, strict=True) if r != "caught"]
