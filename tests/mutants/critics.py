@@ -3,13 +3,13 @@
 CALIBRATION = "critics/scoring/calibration.py"
 CALIBRATION_TEST = "tests/critics/scoring/test_calibration.py"
 LOGISTIC = "critics/scoring/logistic.py"
-LOGISTIC_TEST = "tests/critics/scoring/test_calibration.py tests/critics/scoring/test_learned.py"
+LOGISTIC_TEST = "tests/critics/scoring/test_logistic.py"
 MEMO = "critics/scoring/memo.py"
 MEMO_TEST = "tests/critics/scoring/test_memo.py"
 COMBINE = "critics/scoring/combine.py"
 COMBINE_TEST = "tests/critics/scoring/test_combine.py tests/critics/scoring/test_learned.py"
 FITS = "critics/diagnosis/fits.py"
-FITS_TEST = "tests/critics/diagnosis"
+FITS_TEST = "tests/critics/diagnosis/test_fits.py"
 
 MUTANTS: list[tuple[str, str, str, str]] = [
     (CALIBRATION, "self.scale * logit(score) + self.bias", "self.scale * logit(score)", CALIBRATION_TEST),

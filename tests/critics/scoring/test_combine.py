@@ -231,3 +231,9 @@ def test_rollouts_take_a_value_models_place(tiny_model: Path, tmp_path: Path) ->
         CriticsConfig(value=orm, rollouts=3)
     with pytest.raises(ConfigError, match="rollouts is -1"):
         CriticsConfig(rollouts=-1)
+
+
+def test_the_bare_question_is_judged_by_the_value_model_alone() -> None:
+    bare = State("q", ())
+    assert score(WeightedCritic(Fixed(0.2), Fixed(0.8)), bare) == pytest.approx([0.2], abs=1e-12)
+    assert score(WeightedCritic(prm=Fixed(0.8)), bare) == pytest.approx([0.8], abs=1e-12)
