@@ -3,7 +3,7 @@
 CALIBRATION = "critics/scoring/calibration.py"
 CALIBRATION_TEST = "tests/critics/scoring/test_calibration.py"
 LOGISTIC = "critics/scoring/logistic.py"
-LOGISTIC_TEST = "tests/critics/scoring/test_logistic.py"
+LOGISTIC_TEST = " ".join(f"tests/critics/scoring/test_{name}.py" for name in ("logistic", "calibration", "learned"))
 MEMO = "critics/scoring/memo.py"
 MEMO_TEST = "tests/critics/scoring/test_memo.py"
 COMBINE = "critics/scoring/combine.py"
